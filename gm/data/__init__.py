@@ -1,0 +1,69 @@
+"""The table of data sets, and `load`.
+
+Each entry says what a data set is and where its bytes come from; its loader, named by
+import path, is imported only when the data set is asked for.
+"""
+
+import dataclasses
+import importlib
+
+from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
+from gm.errors import InputError, did_you_mean
+
+__all__ = ["ArraySplit", "DATASETS", "Dataset", "Entry", "Fresh", "Split", "identify", "load"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of the table: what is known of a data set before it is loaded."""
+
+    shape: str  # as text, "R" standing for --resolution
+    num_values: int
+    splits: str  # number of examples in train / valid / test
+    cond: str  # what it can be conditioned on
+    entropy: str  # true bits per object, where they are known
+    source: str
+    loader: str  # "module:function", called with (name, resolution=, data_dir=)
+
+
+_TFDS = "gm.data.tfds:load"
+
+
+DATASETS = {
+    # Embedded: no download, no file.
+    "digits": Entry(
+        "8x8x1", 17, "1200 / 200 / 397", "class:10", "", "scikit-learn", "gm.data.digits:load"
+    ),
+}
+
+
+def load(name: str, *, resolution: int | None = None, data_dir: str | None = None) -> Dataset:
+    """Loads a data set by its name in DATASETS, or `tfds:NAME`, or `files:PATH`.
+
+    Args:
+      name: which data set.
+      resolution: side of the images (area-averaged down to it); for text, the length
+        of a window. None: the data set's own.
+      data_dir: where raw archives or prepared data sets lie.
+
+    Raises:
+      InputError: unknown name, bad resolution, or data that cannot be had; the message
+        says what would be right.
+    """
+    if resolution is not None and resolution < 1:
+        raise InputError(f"--resolution={resolution}: give a whole number of pixels from 1")
+    if name.startswith("files:"):
+        path = "gm.data.files:load"
+    elif name.startswith("tfds:"):
+        path = _TFDS
+    elif name in DATASETS:
+        path = DATASETS[name].loader
+    else:
+        raise InputError(
+            f"--dataset={name}: unknown{did_you_mean(name, DATASETS)} "
+            f"(one of {', '.join(DATASETS)}, tfds:NAME, files:PATH)"
+        )
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)(
+        name, resolution=resolution, data_dir=data_dir
+    )

@@ -1,0 +1,40 @@
+"""Installation of gm. Pinned versions live in constraints.txt (made by scripts/lock)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="gm",
+    version="0.1.0",
+    description="Likelihood-based generative models in JAX: train, evaluate, compare.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gm*", "experiments*"]),
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",  # linen modules
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",  # its API still moves between minor versions
+        "tensorflow-datasets>=4.9.10",  # the catalogue, and array_record files
+        "importlib_resources",  # imported by tensorflow-datasets, not declared there
+        "grain>=0.2.16",  # streams data sets that do not fit in memory
+        "absl-py>=2.1",
+        "numpy>=2.0",
+        "pillow>=10",  # reads and writes images
+        "scikit-learn>=1.5",  # carries the digits data set
+        "rich>=13",  # progress and tables on a terminal
+        "matplotlib>=3.9",  # learning curves as PNG
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "tf": ["tensorflow-cpu>=2.21"],  # only to prepare stock TFDS data sets
+        "images": ["scikit-image>=0.25"],  # carries the photographs of --dataset=photos
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff==0.14.6",  # formatter and linter, pinned so that CI agrees
+            "mypy>=1.18",
+            "scikit-image>=0.25",
+        ],
+    },
+)
