@@ -10,7 +10,16 @@ import importlib
 from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
 from gm.errors import InputError, did_you_mean
 
-__all__ = ["ArraySplit", "DATASETS", "Dataset", "Entry", "Fresh", "Split", "identify", "load"]
+__all__ = [
+    "ArraySplit",
+    "DATASETS",
+    "Dataset",
+    "Entry",
+    "Fresh",
+    "Split",
+    "identify",
+    "load",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +41,20 @@ _TFDS = "gm.data.tfds:load"
 DATASETS = {
     # Embedded: no download, no file.
     "digits": Entry(
-        "8x8x1", 17, "1200 / 200 / 397", "class:10", "", "scikit-learn", "gm.data.digits:load"
+        "8x8x1",
+        17,
+        "1200 / 200 / 397",
+        "class:10",
+        "",
+        "scikit-learn",
+        "gm.data.digits:load",
     ),
 }
 
 
-def load(name: str, *, resolution: int | None = None, data_dir: str | None = None) -> Dataset:
+def load(
+    name: str, *, resolution: int | None = None, data_dir: str | None = None
+) -> Dataset:
     """Loads a data set by its name in DATASETS, or `tfds:NAME`, or `files:PATH`.
 
     Args:
@@ -51,7 +68,9 @@ def load(name: str, *, resolution: int | None = None, data_dir: str | None = Non
         says what would be right.
     """
     if resolution is not None and resolution < 1:
-        raise InputError(f"--resolution={resolution}: give a whole number of pixels from 1")
+        raise InputError(
+            f"--resolution={resolution}: give a whole number of pixels from 1"
+        )
     if name.startswith("files:"):
         path = "gm.data.files:load"
     elif name.startswith("tfds:"):
