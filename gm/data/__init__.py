@@ -49,6 +49,43 @@ DATASETS = {
         "scikit-learn",
         "gm.data.digits:load",
     ),
+    # Of known entropy: rendered, drawn or spelled out by a program.
+    "pocket_cube": Entry(
+        "24",
+        6,
+        "fresh / 500 / 2000",
+        "",
+        "log2(7! 3^6) = 21.81",
+        "2x2x2 cube, one corner fixed",
+        "gm.data.puzzles:load",
+    ),
+    "rubiks_cube": Entry(
+        "54",
+        6,
+        "fresh / 500 / 2000",
+        "",
+        "log2(8! 3^7 12! 2^10) = 65.23",
+        "3x3x3 cube",
+        "gm.data.puzzles:load",
+    ),
+    "solids": Entry(
+        "RxRx1",
+        256,
+        "fresh / 500 / 2000",
+        "real:4",
+        "log2(8192) = 13",
+        "cuboids and cylinders, R = 8..1024 (16)",
+        "gm.data.solids:load",
+    ),
+    "sayings": Entry(
+        "108",
+        28,
+        "20000 / 500 / 2000",
+        "",
+        "14.22",
+        "proverbs from a grammar",
+        "gm.data.sayings:load",
+    ),
 }
 
 

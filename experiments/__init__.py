@@ -1,0 +1,1 @@
+"""Launchers: thin absl programs, run as `python -m experiments.NAME`."""

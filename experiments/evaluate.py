@@ -1,0 +1,139 @@
+"""Evaluates a trained run on every example of a split, once, and writes the row.
+
+  python -m experiments.evaluate --workdir=runs/vae --split=test \
+      --num_importance_samples=64
+"""
+
+import sys
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of this launcher; `train --evaluate` brings its own."""
+    flags.DEFINE_string("workdir", None, "directory of a trained run")
+    flags.DEFINE_string("split", "test", "train, valid or test")
+    flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
+    flags.DEFINE_integer("num_importance_samples", 1, "draws per example (not for ELBOs)")
+    flags.DEFINE_integer("batch_size", 100, "examples at a time")
+    flags.DEFINE_integer("seed", 0, "of the evaluation's noise")
+    flags.DEFINE_string("dataset", None, "another data set than the one trained on")
+    launcher.define_data_dir()
+
+
+def _load_dataset(trained, name, data_dir):
+    """The data set of the run, or another one that the model can score."""
+    from gm import data
+
+    config = trained.config
+    dataset = data.load(
+        name or config.dataset,
+        resolution=config.resolution,
+        data_dir=data_dir or config.data_dir,
+    )
+    if name:
+        dataset = data.encode_like(dataset, trained.data["symbols"])
+    model = trained.model
+    if dataset.shape != model.shape or dataset.num_values > model.num_values:
+        raise InputError(
+            f"--dataset={dataset.name}: {dataset.shape} of {dataset.num_values} values; "
+            f"the run models {model.shape} of {model.num_values}"
+        )
+    if not name and dataset.preprocessing != trained.data["preprocessing"]:
+        raise InputError(
+            f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
+            f"the run was trained with {trained.data['preprocessing']!r}"
+        )
+    return dataset
+
+
+def evaluate_run(
+    workdir: str,
+    *,
+    split: str,
+    num_importance_samples: int = 1,
+    batch_size: int = 100,
+    checkpoint: str = "best",
+    seed: int = 0,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+) -> None:
+    """Evaluates and writes results/<split>.json and .nats.npy; prints the number."""
+    from gm import evaluate, trained
+    from gm.likelihood import bits
+    from gm.writer import Progress
+
+    if split not in ("train", "valid", "test"):
+        raise InputError(f"--split={split}: give train, valid or test")
+    if batch_size < 1:
+        raise InputError(f"--batch_size={batch_size}: give 1 or more")
+    found = trained.load(workdir, checkpoint)
+    evaluate.check_importance_samples(found.model, num_importance_samples)
+    data = _load_dataset(found, dataset, data_dir)
+    total = len(data.split(split)) if hasattr(data.split(split), "batch") else 0
+    progress = Progress(f"evaluating {found.run.path.name}", total)
+    row, nats = evaluate.evaluate(
+        found.model,
+        found.params,
+        data,
+        split,
+        batch_size=batch_size,
+        num_importance_samples=num_importance_samples,
+        seed=seed,
+        progress=lambda done, mean: progress.update(done, f"{mean:.3f} nats"),
+    )
+    progress.close()
+    config = found.config
+    meta = {k: v for k, v in found.meta.items() if k not in ("digests", "valid_nats")}
+    row = (
+        {"model": config.model, "settings": config.settings}
+        | {"resolution": config.resolution}
+        | row
+        | meta
+        | {"seed": config.train.seed, "ema": config.train.ema_decay}
+        | {"precision": config.precision, "checkpoint": found.checkpoint}
+        | evaluate.provenance()
+    )
+    stem = split if dataset is None else f"{_safe(data.name)}-{split}"
+    path = evaluate.write_result(found.run.results, stem, row, nats)
+    error = row["standard_error_nats"]
+    bound = "" if row["estimate"] == "exact" else "<= "
+    told = f" ± {bits(error) / found.model.num_dims:.4f}" if error is not None else ""
+    print(
+        f"{data.name} {split}: {bound}{row['bits_per_dim']:.4f}{told} bits/dim, "
+        f"{bound}{row['bits_per_object']:.3f} bits/object over {len(nats)} examples "
+        f"({found.checkpoint}; {path})",
+        file=sys.stdout,
+    )
+
+
+def _safe(name):
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates one run."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    if not FLAGS.workdir:
+        raise InputError("--workdir is required: the directory of a trained run")
+    evaluate_run(
+        FLAGS.workdir,
+        split=FLAGS.split,
+        num_importance_samples=FLAGS.num_importance_samples,
+        batch_size=FLAGS.batch_size,
+        checkpoint=FLAGS.checkpoint,
+        seed=FLAGS.seed,
+        dataset=FLAGS.dataset,
+        data_dir=FLAGS.data_dir,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    launcher.run(main)

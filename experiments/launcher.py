@@ -1,0 +1,148 @@
+"""What the launchers share: flags from dataclasses, and one line for a user's mistake."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from gm.config import RunConfig, TrainConfig
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+def define_train_flags() -> None:
+    """Defines one flag for each field of TrainConfig."""
+    define = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(TrainConfig):
+        define[field.type](field.name, field.default, field.metadata["help"])
+
+
+def define_run_flags() -> None:
+    """Defines the flags that say what is trained on what."""
+    flags.DEFINE_integer("resolution", None, "side of the images, or length of a text")
+    define_data_dir()
+    flags.DEFINE_bool("conditional", False, "condition on what the data set offers")
+    flags.DEFINE_enum(
+        "precision", "float32", ["float32", "bfloat16"], "of the network's activations"
+    )
+    flags.DEFINE_multi_string("set", [], "field=value of the model; may be repeated")
+
+
+def define_data_dir() -> None:
+    """Defines --data_dir."""
+    flags.DEFINE_string(
+        "data_dir",
+        os.environ.get("GM_DATA_DIR"),
+        "where raw archives or prepared data sets lie (default: $GM_DATA_DIR)",
+    )
+
+
+def train_config() -> TrainConfig:
+    """TrainConfig from the flags."""
+    config = TrainConfig(
+        **{f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(TrainConfig)}
+    )
+    config.check()
+    return config
+
+
+def parse_set(pairs: list[str]) -> dict[str, str]:
+    """`field=value` texts as a dictionary."""
+    settings = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise InputError(f"--set={pair}: give --set=field=value")
+        settings[name] = value
+    return settings
+
+
+def apply_preset(values: dict[str, Any]) -> None:
+    """Sets flags that were not given on the command line; `set` is added to."""
+    for name, value in values.items():
+        if name == "set":
+            given = parse_set(FLAGS["set"].value)
+            FLAGS["set"].value = [
+                f"{k}={v}" for k, v in ({k: str(v) for k, v in value.items()} | given).items()
+            ]
+        elif not FLAGS[name].present:
+            FLAGS[name].value = value
+
+
+def run_config() -> RunConfig:
+    """RunConfig from the flags; the settings are checked against the model."""
+    from gm.model import load_model, parse_settings
+
+    for name in ("model", "dataset", "workdir"):
+        if not getattr(FLAGS, name):
+            raise InputError(f"--{name} is required; see --help")
+    settings = parse_settings(load_model(FLAGS.model).Model, parse_set(FLAGS.set))
+    return RunConfig(
+        model=FLAGS.model,
+        dataset=FLAGS.dataset,
+        resolution=FLAGS.resolution,
+        data_dir=FLAGS.data_dir,
+        conditional=FLAGS.conditional,
+        precision=FLAGS.precision,
+        settings=settings,
+        train=train_config(),
+    )
+
+
+def cache_dir() -> Path:
+    """Where compiled programs and decoded data are kept ($GM_CACHE_DIR)."""
+    path = Path(os.environ.get("GM_CACHE_DIR", "~/.cache/gm")).expanduser()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def _use_compilation_cache():
+    # Compiled programs are native code: the folder is the user's own (mode 0700).
+    try:
+        path = str(cache_dir() / "xla")
+    except OSError:
+        return  # a home that cannot be written: compile anew each time
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", path)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _parse_flags(argv):
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+def _wants_help(argv):
+    return any(a in ("--help", "-h", "--helpfull", "--helpshort", "-help") for a in argv)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a launcher's main: a mistake is one line and status 2, never a traceback."""
+
+    def guarded(argv):
+        try:
+            return main(argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    sys.path.insert(0, os.getcwd())  # --model=my_file finds a file beside you
+    _use_compilation_cache()
+    if _wants_help(sys.argv):
+        app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)

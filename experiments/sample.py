@@ -1,0 +1,114 @@
+"""Draws from a trained run: a PNG grid of images, or lines of text.
+
+  python -m experiments.sample --workdir=runs/vae --num_samples=64
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "directory of a trained run")
+flags.DEFINE_integer("num_samples", 64, "how many")
+flags.DEFINE_float("temperature", 1.0, "other than 1 leaves the likelihood model")
+flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
+flags.DEFINE_integer("seed", 0, "of the noise")
+flags.DEFINE_string("cond", None, "class label, or numbers separated by commas")
+flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
+
+
+def parse_cond(model, text: str | None, count: int):  # noqa: ANN201
+    """The condition of `count` samples: from the text, or spread over its range."""
+    import numpy as np
+
+    spec = model.cond
+    if spec is None:
+        if text is not None:
+            raise InputError(f"--cond={text}: the run is unconditional")
+        return None
+    if spec.kind == "class":
+        if text is None:
+            return (np.arange(count) % spec.size).astype(np.int32)
+        names = list(spec.names)
+        label = names.index(text) if text in names else int(text) if text.isdecimal() else -1
+        if not 0 <= label < spec.size:
+            told = ", ".join(names) if names else f"0 to {spec.size - 1}"
+            raise InputError(f"--cond={text}: give one of {told}")
+        return np.full(count, label, np.int32)
+    low, high = np.asarray(spec.low), np.asarray(spec.high)
+    if text is None:
+        u = np.random.default_rng(FLAGS.seed).integers(0, 1 << 16, (count, spec.size))
+        return np.round(low + (high - low) * u / (1 << 16)).astype(np.float32)
+    try:
+        values = np.asarray([float(v) for v in text.split(",")])
+    except ValueError:
+        values = np.empty(0)
+    if len(values) != spec.size or (values < low).any() or (values > high).any():
+        told = ", ".join(
+            f"{n} ({a:g} to {b:g})"
+            for n, a, b in zip(spec.names, spec.low, spec.high, strict=True)
+        )
+        raise InputError(f"--cond={text}: give {spec.size} numbers: {told}")
+    return np.tile(values.astype(np.float32), (count, 1))
+
+
+def main(argv: list[str]) -> None:
+    """Draws and writes."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    if not FLAGS.workdir:
+        raise InputError("--workdir is required: the directory of a trained run")
+    if FLAGS.num_samples < 1:
+        raise InputError(f"--num_samples={FLAGS.num_samples}: give 1 or more")
+    if not 0 < FLAGS.temperature < float("inf"):
+        raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
+    import jax
+    import numpy as np
+
+    from gm import trained
+    from gm.rundir import write_whole
+    from gm.writer import image_grid
+
+    found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
+    model = found.model
+    cond = parse_cond(model, FLAGS.cond, FLAGS.num_samples)
+
+    @jax.jit
+    def draw(params, key, cond):
+        return model.apply(
+            {"params": params},
+            FLAGS.num_samples,
+            cond,
+            temperature=FLAGS.temperature,
+            rngs={"sample": key},
+            method="sample",
+        )
+
+    x = np.asarray(draw(found.params, jax.random.key(FLAGS.seed), cond))
+    image = len(model.shape) == 3
+    default = found.run.path / "samples" / f"step_{found.meta['step']}"
+    output = Path(FLAGS.output or default.with_suffix(".png" if image else ".txt"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if image:
+        import io
+
+        buffer = io.BytesIO()
+        image_grid(x, model.num_values).save(buffer, format="PNG")
+        write_whole(output, buffer.getvalue())
+    else:
+        symbols = found.data["symbols"]
+        lines = ["".join(symbols[v] for v in row).split("\n")[0] for row in x] if (
+            symbols and found.data["unit"] == "object"
+        ) else ["".join(symbols[v] for v in row) for row in x] if symbols else [
+            " ".join(map(str, row)) for row in x
+        ]
+        write_whole(output, ("\n".join(lines) + "\n").encode())
+        print("\n".join(lines[:8]))
+    print(f"{FLAGS.num_samples} samples: {output}")
+
+
+if __name__ == "__main__":
+    launcher.run(main)

@@ -1,0 +1,214 @@
+"""Trains and evaluates models x data sets x resolutions x seeds x settings.
+
+  python -m experiments.sweep --models=made,vae --datasets=digits,pocket_cube \
+      --seeds=0,1 --set=made.width=256,512 --workdir=runs/sweep --jobs=2
+
+Commas in --set separate the values to sweep; `model.field=...` is for that model alone.
+Finished cells are skipped, started ones resumed; a failing cell does not stop the others.
+Every other flag of `train` is passed on.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError, did_you_mean
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("models", ["made", "transformer", "realnvp", "vae"], "names")
+flags.DEFINE_list("datasets", ["digits"], "names")
+flags.DEFINE_list("resolutions", [], "sides of the images; empty: each set's own")
+flags.DEFINE_list("seeds", ["0"], "seeds")
+flags.DEFINE_string("workdir", None, "directory that holds a run directory per cell")
+flags.DEFINE_bool("presets", False, "start from preset DATASET/MODEL where there is one")
+flags.DEFINE_bool("dry_run", False, "print the cells, parameters, FLOPs and memory")
+flags.DEFINE_integer("jobs", 1, "cells at a time; the cores are shared out among them")
+flags.DEFINE_string("evaluate", "test", "split to evaluate")
+flags.DEFINE_integer("num_importance_samples", 64, "for models that are bounds")
+launcher.define_run_flags()
+launcher.define_train_flags()
+
+_OWN = ("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs")
+_BY_CELL = ("workdir", "resolution", "seed", "set")
+
+
+def _passed_on() -> list[str]:
+    """Flags of `train` that were given on this command line."""
+    names = [
+        f.name
+        for f in FLAGS.flags_by_module_dict()[sys.argv[0]]
+        if f.present and f.name not in (*_OWN, *_BY_CELL)
+    ]
+    shared = FLAGS.flags_by_module_dict().get("experiments.launcher", [])
+    names += [f.name for f in shared if f.present and f.name not in _BY_CELL]
+    return [f"--{name}={FLAGS[name].value}" for name in dict.fromkeys(names)]
+
+
+def _choices(models: list[str]) -> dict[str, list[dict[str, str]]]:
+    """For each model the settings to try: the product of its --set values."""
+    axes: dict[str, dict[str, list[str]]] = {model: {} for model in models}
+    for field, values in launcher.parse_set(FLAGS.set).items():
+        owner, dot, name = field.rpartition(".")
+        if dot and owner not in models:
+            raise InputError(
+                f"--set={field}={values}: {owner} is not in --models"
+                f"{did_you_mean(owner, models)}"
+            )
+        for model in [owner] if dot else models:
+            axes[model][name] = values.split(",")
+    return {
+        model: [dict(zip(named, combo, strict=True)) for combo in itertools.product(*named.values())]
+        for model, named in axes.items()
+    }
+
+
+def _safe(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-=." else "_" for c in text).strip(".")
+
+
+def cells() -> dict[str, list[str]]:
+    """{name of a cell's directory: arguments of `train`}.
+
+    Raises:
+      InputError: an unknown model, data set, field or value, before anything runs.
+    """
+    from experiments import presets
+    from gm import data
+    from gm.model import load_model, parse_settings
+
+    named: dict[str, list[str]] = {}
+    choices = _choices(FLAGS.models)
+    for model in FLAGS.models:
+        cls = load_model(model).Model
+        for settings in choices[model]:
+            parse_settings(cls, settings)
+    for name in FLAGS.datasets:
+        if ":" not in name and name not in data.DATASETS:
+            data.load(name)  # raises, with the nearest name
+    resolutions = FLAGS.resolutions or [None]
+    product = itertools.product(FLAGS.datasets, resolutions, FLAGS.models, FLAGS.seeds)
+    for dataset, resolution, model, seed in product:
+        for number in (seed, resolution):
+            if number is not None and not number.isdecimal():
+                raise InputError(f"--seeds or --resolutions: {number} is not a number")
+        for settings in choices[model]:
+            parts = [dataset + (f"-{resolution}" if resolution else ""), model]
+            parts += [f"{k}={v}" for k, v in settings.items()] + [f"s{seed}"]
+            args = [f"--model={model}", f"--dataset={dataset}", f"--seed={seed}"]
+            args += [f"--resolution={resolution}"] if resolution else []
+            args += [f"--set={k}={v}" for k, v in settings.items()]
+            if FLAGS.presets and f"{dataset}/{model}" in presets.PRESETS:
+                args.append(f"--preset={dataset}/{model}")
+            common = [f"--evaluate={FLAGS.evaluate}"]
+            common.append(f"--num_importance_samples={FLAGS.num_importance_samples}")
+            args += [a for a in common if a not in _passed_on()] + _passed_on()
+            named["_".join(_safe(p) for p in parts)] = list(dict.fromkeys(args))
+    return named
+
+
+def _run_cell(path: Path, args: list[str], cores: list[int] | None) -> str:
+    """Trains and evaluates one cell in a process of its own; returns its outcome."""
+    path.mkdir(parents=True, exist_ok=True)
+    record = path / "cell.json"
+    if (path / "results" / f"{FLAGS.evaluate}.json").exists():
+        if record.exists() and json.loads(record.read_text()) != args:
+            return "failed: holds a finished run of other flags"
+        return "skipped: finished before"
+    record.write_text(json.dumps(args))
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={path}", *args]
+
+    def share():
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+
+    with open(path / "log.txt", "a") as log:
+        status = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=share
+        ).returncode
+    if status == 0:
+        return "done"
+    tail = (path / "log.txt").read_text().strip().splitlines()[-1:]
+    return f"failed with status {status}: {tail[0] if tail else ''}"
+
+
+def _run_all(named: dict[str, list[str]]) -> int:
+    """Runs the cells, some at a time; returns how many failed."""
+    root, queue = Path(FLAGS.workdir), SimpleQueue()
+    for item in named.items():
+        queue.put(item)
+    count, failed, lock = len(named), [], threading.Lock()
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    done = 0
+
+    def work(slot):
+        nonlocal done
+        cores = available[slot :: FLAGS.jobs] if FLAGS.jobs > 1 else None
+        while not queue.empty():
+            try:
+                name, args = queue.get_nowait()
+            except Exception:  # another worker took the last one
+                return
+            begin = time.monotonic()
+            outcome = _run_cell(root / name, args, cores)
+            with lock:
+                done += 1
+                seconds = time.monotonic() - begin
+                print(f"[{done}/{count}] {name}: {outcome} ({seconds:.0f} s)", flush=True)
+                if outcome.startswith("failed"):
+                    failed.append(name)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(FLAGS.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if failed:
+        print(
+            f"{len(failed)} of {count} cells failed: {', '.join(failed)}; "
+            f"see log.txt in each under {root}",
+            file=sys.stderr,
+        )
+    return len(failed)
+
+
+def _dry_run(named: dict[str, list[str]]) -> None:
+    """Prints every cell with parameters, FLOPs per step and peak memory from XLA."""
+    print("cell, parameters, GFLOP per step, peak memory (MB)")
+    for name, args in named.items():
+        command = [sys.executable, "-m", "experiments.train", "--dry_run", *args]
+        done = subprocess.run(
+            [*command, f"--workdir={Path(FLAGS.workdir) / name}"],
+            capture_output=True,
+            text=True,
+        )
+        text = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+        print(f"{name}: {text}", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the sweep; the status says whether any cell failed."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    if not FLAGS.workdir:
+        raise InputError("--workdir is required: a directory for the cells")
+    if FLAGS.jobs < 1:
+        raise InputError(f"--jobs={FLAGS.jobs}: give 1 or more")
+    launcher.train_config()
+    named = cells()
+    if FLAGS.dry_run:
+        _dry_run(named)
+        return 0
+    return 1 if _run_all(named) else 0
+
+
+if __name__ == "__main__":
+    launcher.run(main)

@@ -1,0 +1,97 @@
+"""Fits a model to a data set by maximum likelihood.
+
+  python -m experiments.train --model=vae --dataset=digits --workdir=runs/vae
+  python -m experiments.train --preset=digits/vae --workdir=runs/vae --evaluate=test
+
+Starting the same command again resumes the run, bit for bit.
+"""
+
+import signal
+import sys
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "name of a model, or import path of your own file")
+flags.DEFINE_string("dataset", None, "name of a data set, tfds:NAME or files:PATH")
+flags.DEFINE_string("workdir", None, "directory of the run")
+flags.DEFINE_string("preset", None, "flags of experiments/presets.py, such as digits/vae")
+flags.DEFINE_string("evaluate", None, "split to evaluate when training has ended")
+flags.DEFINE_integer("num_importance_samples", 1, "with --evaluate")
+launcher.define_run_flags()
+launcher.define_train_flags()
+
+STOPPED = 83  # exit status after SIGTERM with the state saved
+
+
+def _prepare():
+    """Everything that can be wrong with the input is found here, before compiling."""
+    from gm import data
+    from gm.fit import Trainer
+    from gm.model import build
+    from gm.rundir import RunDirectory
+    from gm.trained import describe
+
+    if FLAGS.preset:
+        from experiments import presets
+
+        launcher.apply_preset(presets.find(FLAGS.preset)["flags"])
+    config = launcher.run_config()
+    dataset = data.load(
+        config.dataset, resolution=config.resolution, data_dir=config.data_dir
+    )
+    model = build(
+        config.model,
+        dataset,
+        config.settings,
+        conditional=config.conditional,
+        precision=config.precision,
+    )
+    run = RunDirectory.open_for_training(FLAGS.workdir)
+    valid_sha256, _ = data.identify(dataset, dataset.valid)
+    may_change = config.may_change
+    if config.train.schedule == "constant":  # then its steps do not depend on the end
+        may_change = (*may_change, "num_steps")
+    described = describe(dataset, config.conditional) | {"valid_sha256": valid_sha256}
+    run.claim(config.to_json() | {"data": described}, may_change)
+    return Trainer(model, dataset, config.train, run)
+
+
+def main(argv: list[str]) -> int:
+    """Trains, then evaluates where asked."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: received.append(n))
+    trainer = _prepare()
+    if received:
+        return STOPPED
+    try:
+        ended = trainer.fit(should_stop=lambda: bool(received))
+        digest = trainer.digest()
+    finally:
+        trainer.close()
+    print(f"step {trainer.step}, state sha256 {digest}", file=sys.stderr)
+    if not ended:
+        print(
+            "stopped and saved; start the same command again to resume", file=sys.stderr
+        )
+        return 130 if received[0] == signal.SIGINT else STOPPED
+    if FLAGS.evaluate:
+        from experiments.evaluate import evaluate_run
+
+        evaluate_run(
+            FLAGS.workdir,
+            split=FLAGS.evaluate,
+            num_importance_samples=FLAGS.num_importance_samples,
+            data_dir=FLAGS.data_dir,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    launcher.run(main)

@@ -1,0 +1,125 @@
+"""What autoregressive models share: log P(x) = sum_d log P(x_d | x_<d).
+
+A model gives the parameters of its next-symbol distributions twice: for all positions
+at once (`conditionals`, teacher-forced) and for one position with a cache (`step`). From these
+the base class derives log_prob, sampling and prefix completion; the codec uses `step`.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from gm.likelihood import (
+    categorical_log_prob,
+    discretized_logistic_mixture_log_prob,
+    mixture_channels,
+    sum_dims,
+)
+from gm.model import LikelihoodModel
+from gm.spec import Estimate
+
+
+class AutoregressiveModel(LikelihoodModel):
+    """Base of models with exact conditionals in raster order (row, column, channel)."""
+
+    estimate: ClassVar[Estimate] = Estimate.EXACT
+
+    num_mixtures: int | None = 0  # discretized logistics per symbol; 0: categorical
+
+    @property
+    def mixtures(self) -> int:
+        """Discretized logistics per symbol; 0: a table over the values."""
+        return self.num_mixtures or 0
+
+    @property
+    def num_params(self) -> int:
+        """P, the parameters of one next-symbol distribution."""
+        if self.mixtures:
+            return mixture_channels(self.mixtures, 1)
+        return self.num_values
+
+    def symbol_log_prob(self, params: jax.Array, x: jax.Array) -> jax.Array:
+        """log P(x_d | x_<d): params [..., P], x [...] integers -> float32 [...]."""
+        if self.mixtures:
+            return discretized_logistic_mixture_log_prob(
+                params, x[..., None], self.num_values
+            )
+        return categorical_log_prob(params, x)
+
+    def symbol_logits(self, params: jax.Array) -> jax.Array:
+        """Log-probabilities over the values, up to a constant: [..., P] -> [..., K]."""
+        if not self.mixtures:
+            return params.astype(jnp.float32)
+        values = jnp.arange(self.num_values)
+        return self.symbol_log_prob(params[..., None, :], values)
+
+    def conditionals(
+        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Teacher-forced parameters: x [B, D] -> [B, D, P]; row d sees x_<d alone."""
+        raise TypeError(f"{type(self).__name__} defines no conditionals")
+
+    def init_cache(self, batch_size: int, cond: jax.Array | None = None) -> Any:
+        """The cache before the first symbol: a pytree of arrays of fixed shape."""
+        raise TypeError(f"{type(self).__name__} defines no init_cache")
+
+    def step(
+        self, cache: Any, index: jax.Array, previous: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Parameters [B, P] of symbol `index`, given the symbol before it (int32 [B]).
+
+        At index 0 `previous` is to be ignored. Equal to `conditionals(...)[:, index]`
+        up to float rounding.
+        """
+        raise TypeError(f"{type(self).__name__} defines no step")
+
+    def log_prob(
+        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """log P(x) [B], exactly."""
+        x = x.reshape(x.shape[0], self.num_dims)
+        params = self.conditionals(x, cond, train=train)  # [B, D, P]
+        log_px = sum_dims(self.symbol_log_prob(params, x))
+        return log_px, {"symbols": log_px}
+
+    def sample(
+        self,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        *,
+        temperature: float = 1.0,
+        prefix: jax.Array | None = None,
+    ) -> jax.Array:
+        """Draws symbols one after the other, with the cache.
+
+        Args:
+          num_samples: N.
+          cond: [N, ...] or None.
+          temperature: divides the logits; other than 1 leaves the model.
+          prefix: [N, P] integers that the first P symbols are held to, in raster order:
+            exact completion of a prefix.
+
+        Returns:
+          int32 [N, *shape].
+        """
+        # One key outside the loop, folded with the index: make_rng inside it would give
+        # every symbol the same noise.
+        key = self.make_rng("sample")
+        known = 0 if prefix is None else prefix.shape[1]
+
+        def body(carry, index):
+            cache, previous = carry
+            cache, params = self.step(cache, index, previous)
+            logits = self.symbol_logits(params) / temperature
+            x = jax.random.categorical(jax.random.fold_in(key, index), logits)
+            if known:
+                held = prefix[:, jnp.minimum(index, known - 1)]
+                x = jnp.where(index < known, held, x)
+            x = x.astype(jnp.int32)
+            return (cache, x), x
+
+        cache = self.init_cache(num_samples, cond)
+        start = (cache, jnp.zeros((num_samples,), jnp.int32))
+        _, xs = jax.lax.scan(body, start, jnp.arange(self.num_dims))  # [D, N]
+        return xs.T.reshape(num_samples, *self.shape)

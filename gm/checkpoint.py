@@ -1,0 +1,242 @@
+"""Orbax checkpoints that are verified by digest, and that fall back when damaged.
+
+Orbax commits a step atomically but does not notice a flipped bit in array data, so each
+step carries a digest of every leaf. On restore, damaged steps are renamed `corrupt-N`
+and the one before is tried; nothing damaged is ever used.
+"""
+
+import errno
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gm.errors import InputError
+
+_NOT_DAMAGE = (errno.EACCES, errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """A pytree as {dotted path: array}; typed keys as their data."""
+    flat = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        flat[name] = leaf
+    return flat
+
+
+def _unflatten(like, flat):
+    """The inverse of `flatten`, with the structure of `like`."""
+    leaves = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        value = flat[jax.tree_util.keystr(path, simple=True, separator=".")]
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            value = jax.random.wrap_key_data(value)
+        leaves.append(value)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def leaf_digests(flat: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of every leaf's type, shape and bytes."""
+    digests = {}
+    for name, leaf in flat.items():
+        leaf = np.asarray(leaf)
+        head = f"{leaf.dtype}{leaf.shape}".encode()
+        digests[name] = hashlib.sha256(head + leaf.tobytes()).hexdigest()
+    return digests
+
+
+def state_digest(tree: Any) -> str:
+    """sha256 of a whole state: equal for equal arrays, and for those alone."""
+    lines = [f"{k} {v}" for k, v in sorted(leaf_digests(flatten(tree)).items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of a run under one directory, newest last."""
+
+    def __init__(self, directory: Path, keep: int | None = 3):
+        """Opens (and creates) the directory; `keep` limits how many steps stay."""
+        self.directory = Path(directory).absolute()
+        self._saving: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            # Asynchronous creation hangs at exit where the disk is read-only.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise InputError(
+                f"{self.directory}: cannot be opened ({error.strerror})"
+            ) from None
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
+        """Starts writing a step in the background; an existing step is left alone."""
+        self.check()
+        if step in self.steps():
+            return
+        flat = jax.device_get(flatten(tree))
+        meta = dict(meta, digests=leaf_digests(flat))
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta)
+        )
+        try:
+            self._saving = step
+            saved = self._manager.save(step, args=args, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from None
+        if not saved:
+            raise InputError(
+                f"{self.directory}: step {step} was not saved, since the directory holds "
+                f"a later one ({self.steps()[-1]}); move that away"
+            )
+
+    def delete_from(self, step: int) -> None:
+        """Deletes the given step and later ones."""
+        for later in [s for s in self.steps() if s >= step]:
+            self.wait()
+            self._manager.delete(later)
+
+    def _failed(self, error):
+        last = self.steps()[-1:] or "none"
+        return InputError(
+            f"{self.directory}: checkpoint of step {self._saving} could not be written "
+            f"({error}); free some space and start the same command again "
+            f"(last good step: {last[0] if last != 'none' else 'none'})"
+        )
+
+    def check(self) -> None:
+        """Raises InputError if the background write failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:  # Orbax re-raises whatever its thread met
+            raise self._failed(error) from None
+
+    def wait(self) -> None:
+        """Waits for the background write; InputError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from None
+        self.check()
+
+    def close(self) -> None:
+        """Waits and releases Orbax's threads."""
+        self.wait()
+        self._manager.close()
+
+    def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads and verifies one step.
+
+        Returns:
+          (flat, meta): {dotted path: array} and what `save` was given.
+
+        Raises:
+          ValueError: the step is damaged; the message says where.
+        """
+        if (self.directory / str(step)).is_symlink():
+            raise ValueError("a symbolic link, not a checkpoint")
+        try:
+            meta = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            ).meta
+            wanted = meta["digests"]
+            flat = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+            ).state
+        except OSError as error:
+            if error.errno in _NOT_DAMAGE:
+                raise InputError(
+                    f"{self.directory / str(step)}: cannot be read ({error.strerror})"
+                ) from None
+            raise ValueError(str(error)) from None
+        except Exception as error:  # whatever Orbax raises on a damaged file
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+        found = leaf_digests(flat)
+        for name in sorted(set(wanted) | set(found)):
+            if wanted.get(name) != found.get(name):
+                raise ValueError(f"the digest of {name} does not match")
+        return flat, meta
+
+    def restore(
+        self, like: Any = None, step: int | None = None
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Restores the newest sound step, or the given one.
+
+        Args:
+          like: a pytree of arrays or ShapeDtypeStructs to restore into; None returns
+            the flat dictionary.
+          step: None for the newest.
+
+        Returns:
+          (step, tree, meta), or None if there is no checkpoint.
+
+        Raises:
+          InputError: the given step is missing or damaged, or the stored arrays have
+            other names, shapes or types than `like`.
+        """
+        for candidate in [step] if step is not None else self.steps()[::-1]:
+            try:
+                flat, meta = self.read(candidate)
+            except ValueError as error:
+                where = self.directory / str(candidate)
+                if isinstance(error, InputError):
+                    raise
+                if step is not None:
+                    raise InputError(
+                        f"{where}: no sound checkpoint ({_one_line(error)}); "
+                        f"steps here: {self.steps()}"
+                    ) from None
+                logging.warning(
+                    "%s: damaged (%s); moved to corrupt-%d, trying the one before",
+                    where,
+                    _one_line(error),
+                    candidate,
+                )
+                where.rename(where.with_name(f"corrupt-{candidate}"))
+                self._manager.reload()
+                continue
+            if like is None:
+                return candidate, flat, meta
+            self._check_spec(flatten(like), flat, candidate)
+            return candidate, _unflatten(like, flat), meta
+        return None
+
+    def select(self, flat: Mapping[str, Any], prefix: str, like: Any, step: int) -> Any:
+        """The subtree under `prefix` of a flat checkpoint, with the structure of `like`.
+
+        Raises:
+          InputError: other names, shapes or types.
+        """
+        head = prefix + "."
+        part = {k.removeprefix(head): v for k, v in flat.items() if k.startswith(head)}
+        self._check_spec(flatten(like), part, step)
+        return _unflatten(like, part)
+
+    def _check_spec(self, like, flat, step):
+        """Refuses arrays of other names, shapes or types: Orbax would cast silently."""
+        for name in sorted(set(like) | set(flat)):
+            a, b = like.get(name), flat.get(name)
+            told = ["missing" if v is None else f"{v.dtype}{v.shape}" for v in (a, b)]
+            if told[0] != told[1]:
+                raise InputError(
+                    f"{self.directory / str(step)}: {name} is {told[1]} in the "
+                    f"checkpoint and {told[0]} in this model"
+                )
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,101 @@
+"""What a run is: the model, the data and how to fit. No JAX here: --help stays quick."""
+
+import dataclasses
+import math
+from typing import Any
+
+from gm.errors import InputError
+
+
+def _flag(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to fit. The launchers' flags have these names, types and defaults."""
+
+    num_steps: int = _flag(1000, "updates of the parameters")
+    batch_size: int = _flag(64, "examples per update, over all devices")
+    learning_rate: float = _flag(1e-3, "of AdamW, after the warm-up")
+    warmup_steps: int = _flag(100, "steps over which the learning rate rises linearly")
+    schedule: str = _flag("cosine", "after the warm-up: cosine (down to 0) or constant")
+    weight_decay: float = _flag(0.0, "of AdamW, on matrices and kernels")
+    clip_norm: float = _flag(1.0, "largest global norm of the gradient (bits/dim)")
+    ema_decay: float = _flag(0.999, "of the averaged parameters that are evaluated")
+    accumulate: int = _flag(1, "parts of a batch whose gradients are averaged")
+    seed: int = _flag(0, "of initial parameters, data order and noise")
+    steps_per_dispatch: int = _flag(20, "steps fused into one dispatch to the device")
+    log_every: int = _flag(100, "steps between rows of metrics.jsonl")
+    valid_every: int = _flag(200, "steps between passes over the validation split")
+    save_every: int = _flag(500, "steps between checkpoints")
+    num_valid_examples: int = _flag(2000, "validation examples at most")
+    valid_samples: int = _flag(1, "importance samples per validation example")
+    on_nonfinite: str = _flag("abort", "NaN or infinity: abort, skip or rollback")
+
+    def check(self) -> None:
+        """Raises InputError, naming the flag, for a value that cannot be meant."""
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"--{name}={value}: give a finite number above 0")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"--weight_decay={self.weight_decay}: give 0 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema_decay={self.ema_decay}: give 0 <= decay < 1")
+        if self.warmup_steps < 0:
+            raise InputError(f"--warmup_steps={self.warmup_steps}: give 0 or more")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed={self.seed}: give 0 to {2**31 - 1}")
+        counts = ("num_steps", "batch_size", "accumulate", "steps_per_dispatch")
+        every = ("log_every", "valid_every", "save_every")
+        for name in (*counts, *every, "num_valid_examples", "valid_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}={getattr(self, name)}: give 1 or more")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"--accumulate={self.accumulate}: does not divide "
+                f"--batch_size={self.batch_size}"
+            )
+        choices = {
+            "schedule": ("cosine", "constant"),
+            "on_nonfinite": ("abort", "skip", "rollback"),
+        }
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: give {' or '.join(valid)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run, as config.json holds it."""
+
+    model: str
+    dataset: str
+    resolution: int | None = None
+    data_dir: str | None = None
+    conditional: bool = False
+    precision: str = "float32"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: TrainConfig = TrainConfig()
+
+    # What may differ when a run is resumed, since it changes no number.
+    may_change = ("data_dir", "log_every", "save_every")
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat dictionary, so that a differing field is named as its flag."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        train = values.pop("train")
+        return values | dataclasses.asdict(train)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_json`; other keys are left alone."""
+        train = {f.name for f in dataclasses.fields(TrainConfig)}
+        own = {f.name for f in dataclasses.fields(cls)} - {"train"}
+        return cls(
+            **{k: v for k, v in values.items() if k in own},
+            train=TrainConfig(**{k: v for k, v in values.items() if k in train}),
+        )

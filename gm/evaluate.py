@@ -1,0 +1,244 @@
+"""One full pass over a split: nats of every example, once, and the result row."""
+
+import functools
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gm import sharding
+from gm.data.dataset import Dataset, Split, identify
+from gm.errors import InputError
+from gm.likelihood import bits, logmeanexp
+from gm.model import LikelihoodModel, log_prob
+from gm.spec import Estimate
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_importance_samples"))
+def example_log_prob(
+    model: LikelihoodModel,
+    params: Any,
+    x: jax.Array,
+    cond: jax.Array | None,
+    indices: jax.Array,
+    key: jax.Array,
+    num_importance_samples: int = 1,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """log P(x) [B] and mean terms, with noise that belongs to the example.
+
+    The noise of draw k of example i is a function of (key, i, k) alone, so a value
+    depends neither on the neighbours in the batch nor on the batch size.
+
+    Args:
+      model, params: what is evaluated.
+      x, cond: a batch.
+      indices: int32 [B], each example's number in the split.
+      key: PRNG key.
+      num_importance_samples: K; above 1, logmeanexp over K draws.
+    """
+
+    def draw(k):
+        def one(x, cond, index):
+            noise = jax.random.fold_in(jax.random.fold_in(key, index), k)
+            cond = None if cond is None else cond[None]
+            value = log_prob(model, params, x[None], cond, noise)
+            return jax.tree.map(lambda v: v[0], value)
+
+        return jax.vmap(one)(x, cond, indices)
+
+    # A loop over the draws: memory does not grow with K.
+    log_px, terms = jax.lax.map(draw, jnp.arange(num_importance_samples))
+    return logmeanexp(log_px), jax.tree.map(lambda t: t.mean(0), terms)
+
+
+def check_importance_samples(model: LikelihoodModel, num_samples: int) -> int:
+    """Returns how many draws to take: 1 where the likelihood is exact.
+
+    Raises:
+      InputError: less than one, or more than one for an ELBO, where logmeanexp over
+        draws would not be a bound.
+    """
+    if num_samples < 1:
+        raise InputError(f"--num_importance_samples={num_samples}: give 1 or more")
+    if model.estimate is Estimate.ELBO and num_samples > 1:
+        raise InputError(
+            f"--num_importance_samples={num_samples}: {type(model).__name__} estimates "
+            "an ELBO, over whose draws logmeanexp is not a bound; give 1"
+        )
+    return 1 if model.estimate is Estimate.EXACT else num_samples
+
+
+def evaluate_nats(
+    model: LikelihoodModel,
+    params: Any,
+    split: Split,
+    order: np.ndarray,
+    *,
+    batch_size: int = 100,
+    num_importance_samples: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Nats -log P(x) of the examples of a split, each exactly once.
+
+    Args:
+      model, params: what is evaluated; the EMA parameters as a rule.
+      split: examples.
+      order: int64 [N], which examples and in what order.
+      batch_size: the last batch is padded and the padding dropped.
+      num_importance_samples: K.
+      seed: of the noise; the same for every call.
+      progress: called with (examples done, mean nats so far).
+
+    Returns:
+      (nats float64 [N] in that order, mean of each term in nats).
+
+    Raises:
+      InputError: a non-finite example (its number is named); none is left out.
+    """
+    draws = check_importance_samples(model, num_importance_samples)
+    mesh = sharding.make_mesh()
+    batch_size = -(-min(batch_size, len(order)) // mesh.size) * mesh.size
+    key = jax.random.key(seed)
+    nats = np.empty(len(order), np.float64)
+    sums: dict[str, float] = {}
+    for start in range(0, len(order), batch_size):
+        stop = min(start + batch_size, len(order))
+        numbers = np.arange(start, start + batch_size) % len(order)
+        x, cond = split.batch(order[numbers])
+        batch = (x, cond if model.cond else None, numbers.astype(np.int32))
+        batch = sharding.split(mesh, batch)
+        log_px, terms = jax.device_get(
+            example_log_prob(model, params, *batch, key, draws)
+        )
+        block = -np.asarray(log_px, np.float64)[: stop - start]
+        bad = np.flatnonzero(~np.isfinite(block))
+        if bad.size:
+            raise InputError(
+                f"example {order[start + bad[0]]} of the split has {-block[bad[0]]} "
+                "nats: the likelihood is not finite there, so the mean is not either"
+            )
+        nats[start:stop] = block
+        for name, term in terms.items():
+            part = np.asarray(term, np.float64)[: stop - start].sum()
+            sums[name] = sums.get(name, 0.0) + float(part)
+        if progress is not None:
+            progress(stop, float(nats[:stop].mean()))
+    return nats, {name: total / len(order) for name, total in sums.items()}
+
+
+def _commit() -> str:
+    """The commit of this code, with '+' if it was changed since; '' outside git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args):
+        done = subprocess.run(["git", "-C", str(here), *args], capture_output=True)
+        return done.stdout.decode().strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return commit + ("+" if commit and git("status", "--porcelain", "-uno") else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Device, versions and commit, as every row states them."""
+    names = ("gm", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in names},
+        "commit": _commit(),
+    }
+
+
+def num_params(params: Any) -> int:
+    """How many parameters there are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def evaluate(
+    model: LikelihoodModel,
+    params: Any,
+    dataset: Dataset,
+    split_name: str,
+    *,
+    batch_size: int = 100,
+    num_importance_samples: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Evaluates a whole split.
+
+    Returns:
+      (row, nats float64 [N]): the part of a result row that this pass determines, and
+      nats per example in the split's fixed order.
+
+    Raises:
+      InputError: a split that is drawn anew at each step, or as `evaluate_nats` raises.
+    """
+    split = dataset.split(split_name)
+    if not hasattr(split, "batch"):
+        raise InputError(
+            f"--split={split_name}: {dataset.name} draws it anew at each step; "
+            "give valid or test"
+        )
+    sha256, order = identify(dataset, split)
+    nats, terms = evaluate_nats(
+        model,
+        params,
+        split,
+        order,
+        batch_size=batch_size,
+        num_importance_samples=num_importance_samples,
+        seed=seed,
+        progress=progress,
+    )
+    draws = check_importance_samples(model, num_importance_samples)
+    mean = float(nats.mean())
+    floor = dataset.cond_entropy_nats if model.cond else dataset.entropy_nats
+    row = {
+        "dataset": dataset.name,
+        "split": split_name,
+        "split_sha256": sha256,
+        "num_examples": len(nats),
+        "shape": list(dataset.shape),
+        "num_values": dataset.num_values,
+        "unit": dataset.unit,
+        "preprocessing": dataset.preprocessing,
+        "conditioning": model.cond.label if model.cond else "none",
+        "estimate": model.estimate.value,
+        "num_importance_samples": draws,
+        "nats": mean,
+        "bits_per_dim": bits(mean) / model.num_dims,
+        "bits_per_object": bits(mean),
+        "standard_error_nats": float(nats.std(ddof=1) / math.sqrt(len(nats)))
+        if len(nats) > 1
+        else None,
+        "terms_nats": terms,
+        "entropy_floor_nats": floor,
+        "num_params": num_params(params),
+        "evaluation_seed": seed,
+    }
+    return row, nats
+
+
+def write_result(
+    directory: Path, split_name: str, row: Mapping[str, Any], nats: np.ndarray
+) -> Path:
+    """Writes results/<split>.nats.npy, then results/<split>.json; both whole."""
+    import io
+
+    from gm.rundir import write_json, write_whole
+
+    directory.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, nats)
+    write_whole(directory / f"{split_name}.nats.npy", buffer.getvalue())
+    path = directory / f"{split_name}.json"
+    write_json(path, dict(row))
+    return path

@@ -1,0 +1,105 @@
+"""How a data set reaches the training step.
+
+In every case the batch of a step is a pure function of (seed, step), so a resumed run
+needs no iterator state.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gm import sharding
+from gm.config import TrainConfig
+from gm.data.dataset import Dataset, Fresh, Split
+from gm.data.order import batch_indices
+from gm.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Feed:
+    """Where batches come from: `draw(data, x)` inside the step, `xs` from the host."""
+
+    data: Any  # on the device(s)
+    draw: Callable[[Any, Any], tuple[jax.Array, jax.Array | None]]
+    xs: Callable[[int, int], Any]  # (first step, how many) -> leading axis of steps
+
+
+def make_feed(
+    dataset: Dataset,
+    config: TrainConfig,
+    conditional: bool,
+    mesh: jax.sharding.Mesh,
+    rollbacks: int = 0,
+) -> Feed:
+    """Chooses how a data set reaches the step.
+
+    Fresh data are drawn inside the step from a key; arrays lie on the device and are
+    gathered there by index; what does not fit in memory is streamed.
+
+    Raises:
+      InputError: a train split smaller than a batch.
+    """
+    source, size = dataset.train, config.batch_size
+    # A rollback must not meet the same batches again.
+    seed = config.seed + (rollbacks << 32)
+    if isinstance(source, Fresh):
+
+        def draw_fresh(key, step):
+            x, cond = source.draw(jax.random.fold_in(key, step), size)
+            return x, cond if conditional else None
+
+        key = jax.random.fold_in(jax.random.key(config.seed), 2 + rollbacks)
+        return Feed(
+            sharding.replicate(mesh, key), draw_fresh, lambda s, n: np.arange(s, s + n)
+        )
+    if size > len(source):
+        raise InputError(
+            f"--batch_size={size}: the train split of {dataset.name} has only "
+            f"{len(source)} examples; give at most that"
+        )
+
+    def indices(step, count=1):
+        return batch_indices(seed, len(source), size, step, count)
+
+    if source.in_memory:
+        x, cond = source.batch(np.arange(len(source)))
+        data = sharding.replicate(mesh, (x, cond if conditional else None))
+
+        def gather(data, index):
+            return jax.tree.map(lambda a: a[index], data)
+
+        return Feed(
+            data, gather, lambda s, n: sharding.split(mesh, indices(s, n), axis=1)
+        )
+    return _stream_feed(source, indices, config, conditional, mesh)
+
+
+def _stream_feed(
+    source: Split,
+    indices: Callable[..., np.ndarray],
+    config: TrainConfig,
+    conditional: bool,
+    mesh: jax.sharding.Mesh,
+) -> Feed:
+    """Batches read ahead by background threads."""
+    from gm.data import stream
+
+    batches: Iterator | None = None
+    position = -1
+
+    def xs(step, count):
+        nonlocal batches, position
+        if batches is None or step != position:
+            batches = stream.batches(
+                source, lambda s: indices(s)[0], step, config.num_steps - step
+            )
+        parts = [next(batches) for _ in range(count)]
+        position = step + count
+        x = np.stack([x for x, _ in parts])
+        cond = np.stack([c for _, c in parts]) if conditional else None
+        return sharding.split(mesh, (x, cond), axis=1)
+
+    return Feed(None, lambda data, batch: batch, xs)

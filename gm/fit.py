@@ -1,0 +1,233 @@
+"""Fits a model to a data set in a run directory: the loop around the one step."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gm import sharding
+from gm.checkpoint import Checkpoints, state_digest
+from gm.config import TrainConfig
+from gm.data.dataset import Dataset, identify
+from gm.errors import InputError
+from gm.evaluate import evaluate_nats
+from gm.feed import make_feed
+from gm.likelihood import bits
+from gm.model import LikelihoodModel
+from gm.rundir import RunDirectory
+from gm.train import init_state, make_optimizer, step_flops, train_steps
+from gm.writer import Metrics, Progress
+
+MAX_NONFINITE = 10  # consecutive skipped updates after which --on_nonfinite=skip stops
+MAX_ROLLBACKS = 3
+
+
+class Trainer:
+    """Fits a model to a data set in a run directory; resumes where it stopped."""
+
+    def __init__(
+        self,
+        model: LikelihoodModel,
+        dataset: Dataset,
+        config: TrainConfig,
+        run: RunDirectory,
+    ):
+        """Restores the newest sound checkpoint, or initialises.
+
+        Raises:
+          InputError: a configuration that cannot be run.
+        """
+        config.check()
+        self.model, self.dataset, self.config, self.run = model, dataset, config, run
+        self.mesh = sharding.make_mesh()
+        sharding.check_batch_size(self.mesh, config.batch_size, "batch_size")
+        self.optimizer = make_optimizer(config)
+        make_feed_args = (dataset, config, model.cond is not None, self.mesh)
+        self._new_feed = functools.partial(make_feed, *make_feed_args)
+        self.latest = Checkpoints(run.checkpoints / "latest")
+        self.best = Checkpoints(run.checkpoints / "best", keep=1)
+        self.step, self.seconds, self.best_nats = 0, 0.0, math.inf
+        self._valid_text = ""
+        restored = self._restore()
+        if restored is None:
+            # Jitted: eager initialisation dispatches every operation by itself.
+            init = jax.jit(lambda: init_state(model, self.optimizer, config.seed))
+            self.state = sharding.replicate(self.mesh, init())
+        found = self.best.restore()
+        if found is not None:
+            self.best_nats = found[2]["valid_nats"]
+        _, order = identify(dataset, dataset.valid)
+        self._valid_order = order[: config.num_valid_examples]
+        self.feed = self._new_feed(rollbacks=int(self.state.rollbacks))
+        self.metrics = Metrics(run.metrics, self.step)
+        self.flops = 0.0  # of one step; known once it is traced
+
+    def _restore(self):
+        like = jax.eval_shape(
+            lambda: init_state(self.model, self.optimizer, self.config.seed)
+        )
+        restored = self.latest.restore(like)
+        if restored is not None:
+            self.step, state, meta = restored
+            self.state = sharding.replicate(self.mesh, state)
+            self.seconds = meta["train_seconds"]
+        return restored
+
+    def digest(self) -> str:
+        """sha256 of the whole state."""
+        return state_digest(self.state)
+
+    def _meta(self):
+        return {
+            "step": self.step,
+            "train_seconds": self.seconds,
+            "examples_seen": self.step * self.config.batch_size,
+            "train_flops": self.flops * self.step,
+        }
+
+    def save(self) -> None:
+        """Saves the state (in the background) beside the older ones."""
+        # Validation is not repeated on resuming: its checkpoint must be safe by then.
+        self.best.wait()
+        self.latest.save(self.step, self.state, self._meta())
+
+    def validate(self) -> float:
+        """Mean nats on the validation split; keeps the parameters if it is the best."""
+        nats, _ = evaluate_nats(
+            self.model,
+            self.state.ema_params,
+            self.dataset.valid,
+            self._valid_order,
+            batch_size=max(self.config.batch_size, 100),
+            num_importance_samples=self.config.valid_samples,
+        )
+        mean = float(nats.mean())
+        if mean < self.best_nats:
+            self.best_nats = mean
+            meta = dict(self._meta(), valid_nats=mean)
+            self.best.delete_from(self.step)  # of a course that was rolled back
+            self.best.save(self.step, {"ema_params": self.state.ema_params}, meta)
+        return mean
+
+    def _advance(self, count):
+        """Runs `count` steps in one dispatch and handles what was not finite."""
+        xs = self.feed.xs(self.step, count)
+        args = (self.model, self.optimizer, self.config, self.feed.draw)
+        args = (*args, self.state, self.feed.data, xs)
+        if not self.flops:
+            self.flops = step_flops(train_steps.lower(*args), self.config)
+        self.state, values = train_steps(*args)
+        values = jax.device_get(values)  # the only wait: once per dispatch
+        finite = np.isfinite(values["train/bpd"]) & np.isfinite(values["grad_norm"])
+        self.step += count
+        if not finite.all():
+            self._nonfinite(values, int(np.flatnonzero(~finite)[0]), count)
+        return values, finite
+
+    def _nonfinite(self, values, first, count):
+        step = self.step - count + first
+        told = ", ".join(
+            f"{name} is {values[name][first]}" for name in ("train/bpd", "grad_norm")
+        )
+        in_a_row = int(self.state.skipped_in_a_row)
+        policy = self.config.on_nonfinite
+        if policy == "skip" and in_a_row < MAX_NONFINITE:
+            return
+        rollbacks = int(self.state.rollbacks)
+        if policy == "rollback" and rollbacks < MAX_ROLLBACKS:
+            self.latest.wait()
+            restored = self._restore()
+            if restored is not None:
+                rollbacks += 1
+                self.state = self.state.replace(
+                    rollbacks=jnp.full_like(self.state.rollbacks, rollbacks)
+                )
+                self.feed = self._new_feed(rollbacks=rollbacks)
+                self.metrics.close()
+                self.metrics = Metrics(self.run.metrics, self.step)
+                return
+        self.latest.wait()
+        last = self.latest.steps()[-1:]
+        raise InputError(
+            f"step {step}: not finite ({told}; {in_a_row} updates in a row); the last "
+            f"good checkpoint is {f'step {last[0]}' if last else 'none'}; lower "
+            "--learning_rate or --clip_norm, or try --on_nonfinite=skip or rollback"
+        )
+
+    def _crosses(self, every, count):
+        """Whether the last `count` steps reached a multiple of `every`, or the end."""
+        reached = self.step // every > (self.step - count) // every
+        return reached or self.step == self.config.num_steps
+
+    def fit(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Trains to the end, or until `should_stop()`; returns whether it ended.
+
+        Either way the state is saved, and the same call resumes it bit for bit.
+        """
+        config = self.config
+        progress = Progress(self.run.path.name, config.num_steps, self.step)
+        logged: list[dict[str, np.ndarray]] = []
+        begin = time.monotonic() - self.seconds
+        # Dispatches end at multiples of steps_per_dispatch wherever a run resumes, so
+        # that the same programs run on the same steps.
+        while self.step < config.num_steps and not should_stop():
+            start = self.step
+            fused = config.steps_per_dispatch
+            count = min(fused - start % fused, config.num_steps - start)
+            values, finite = self._advance(count)
+            if self.step <= start:  # rolled back
+                logged = []
+                continue
+            elapsed = time.monotonic() - begin - self.seconds
+            speed = count * config.batch_size / max(elapsed, 1e-9)
+            self.seconds += elapsed
+            logged.append({k: v[finite] for k, v in values.items()})
+            row = {}
+            if self._crosses(config.log_every, count):
+                row = self._train_row(logged)
+                logged = []
+            if self._crosses(config.valid_every, count):
+                nats = self.validate()
+                row["valid/bpd"] = bits(nats) / self.model.num_dims
+                row["valid/bits_per_object"] = bits(nats)
+                self.seconds = time.monotonic() - begin
+            if row:
+                row["time/seconds"] = self.seconds
+                row["time/examples_per_second"] = speed
+                self.metrics.write(self.step, row)
+                self.latest.check()
+            self._show(progress, values, finite, row, speed)
+            if self._crosses(config.save_every, count):
+                self.save()
+        progress.close()
+        self.save()
+        self.latest.wait()
+        self.best.wait()
+        return self.step >= config.num_steps
+
+    def _train_row(self, logged):
+        """Means since the last row, over the finite steps."""
+        names = logged[0].keys()
+        rows = {k: np.concatenate([part[k] for part in logged]) for k in names}
+        row = {k: v.mean(dtype=np.float64) for k, v in rows.items() if v.size}
+        row["train/skipped"] = int(self.state.skipped)
+        return row
+
+    def _show(self, progress, values, finite, row, speed):
+        bpd = values["train/bpd"][finite]
+        text = f"train {bpd.mean():.4f} bits/dim" if bpd.size else "not finite"
+        if "valid/bpd" in row:
+            self._valid_text = f", valid {row['valid/bpd']:.4f}"
+        text += f"{self._valid_text}, {speed:.0f} examples/s"
+        progress.update(self.step, text, line="valid/bpd" in row)
+
+    def close(self) -> None:
+        """Closes files and Orbax's threads."""
+        self.metrics.close()
+        self.latest.close()
+        self.best.close()

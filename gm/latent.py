@@ -1,0 +1,78 @@
+"""What latent-variable models share: the evidence lower bound from one draw of q.
+
+log w = log p(x|z) + log p(z) - log q(z|x), z ~ q(z|x). E[w] = P(x), so the mean of log w
+is the ELBO (Kingma & Welling 2014) and logmeanexp of K draws the tighter importance-
+weighted bound (Burda et al. 2016). The KL is sampled, not analytic: that is what makes w
+unbiased.
+"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from gm.likelihood import normal_log_prob, sum_dims
+from gm.model import LikelihoodModel
+from gm.spec import Estimate
+
+
+class LatentModel(LikelihoodModel):
+    """Base of models with a Gaussian q(z|x) and a standard normal prior.
+
+    A model gives `infer`, `generate`, `log_px_z` and `sample_x` (of p(x|z)).
+    """
+
+    estimate: ClassVar[Estimate] = Estimate.WEIGHT
+
+    @property
+    def latent_dims(self) -> int:
+        """Number of latent dimensions."""
+        raise TypeError(f"{type(self).__name__} defines no latent_dims")
+
+    def infer(
+        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """x [B, *shape] -> (mean, log_std) of q(z|x), each [B, latent_dims]."""
+        raise TypeError(f"{type(self).__name__} defines no infer")
+
+    def generate(
+        self, z: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """z [B, latent_dims] -> parameters of p(x|z)."""
+        raise TypeError(f"{type(self).__name__} defines no generate")
+
+    def log_px_z(self, params: jax.Array, x: jax.Array) -> jax.Array:
+        """log p(x|z) [B] from what `generate` returned."""
+        raise TypeError(f"{type(self).__name__} defines no log_px_z")
+
+    def sample_x(
+        self, key: jax.Array, params: jax.Array, temperature: float = 1.0
+    ) -> jax.Array:
+        """Draws x ~ p(x|z) from what `generate` returned."""
+        raise TypeError(f"{type(self).__name__} defines no sample_x")
+
+    def log_prob(
+        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """log of an unbiased estimate of P(x), [B]."""
+        mean, log_std = self.infer(x, cond, train=train)
+        mean, log_std = mean.astype(jnp.float32), log_std.astype(jnp.float32)
+        eps = jax.random.normal(self.make_rng("sample"), mean.shape)
+        z = mean + jnp.exp(log_std) * eps
+        log_px_z = self.log_px_z(self.generate(z, cond, train=train), x)
+        log_pz = sum_dims(normal_log_prob(z))
+        log_qz_x = sum_dims(normal_log_prob(z, mean, log_std))
+        terms = {"reconstruction": log_px_z, "minus_kl": log_pz - log_qz_x}
+        return log_px_z + (log_pz - log_qz_x), terms
+
+    def sample(
+        self,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> jax.Array:
+        """Draws z from the prior, scaled by the temperature, then x ~ p(x|z)."""
+        key_z, key_x = jax.random.split(self.make_rng("sample"))
+        z = temperature * jax.random.normal(key_z, (num_samples, self.latent_dims))
+        return self.sample_x(key_x, self.generate(z, cond))

@@ -1,0 +1,224 @@
+"""The contract that a model fulfils, and how a model is found by its name.
+
+A model is one file with `Model` (a Flax linen module, a subclass of one of the families)
+and `TINY` (keyword arguments for tests and smoke runs). Its dataclass fields are its
+configuration; there is no registry.
+"""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gm.data.dataset import Dataset
+from gm.errors import InputError, did_you_mean
+from gm.spec import CondSpec, Estimate
+
+# Given by the data set or the launcher, never by --set.
+_GIVEN = ("shape", "num_values", "cond", "precision", "parent", "name")
+
+
+class LikelihoodModel(nn.Module):
+    """A probability mass function over integers: what every model is.
+
+    Subclasses define `setup` and, through their family or by themselves,
+
+      log_prob(x [B, *shape] integers, cond=None, *, train=False)
+          -> (log_px float32[B] nats, terms); sum(terms.values()) == log_px
+      sample(num_samples, cond=None, *, temperature=1.0) -> integers [N, *shape]
+
+    Randomness comes from the rng streams `sample` and `dropout`. An example's value
+    never depends on its neighbours in the batch. A temperature other than 1 leaves the
+    likelihood model.
+    """
+
+    shape: tuple[int, ...]
+    num_values: int
+    cond: CondSpec | None = None
+    precision: str = "float32"  # of activations; parameters, likelihoods: float32
+
+    estimate: ClassVar[Estimate]
+
+    @property
+    def num_dims(self) -> int:
+        """D, the number of symbols of an example."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype that the network computes in."""
+        return jnp.dtype(self.precision)
+
+    def log_prob(
+        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """log P(x) in nats, as `estimate` says, and the terms that it is the sum of."""
+        raise TypeError(f"{type(self).__name__} defines no log_prob")
+
+    def sample(
+        self,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> jax.Array:
+        """Draws integers [num_samples, *shape]."""
+        raise TypeError(f"{type(self).__name__} defines no sample")
+
+
+def model_names() -> list[str]:
+    """Names of the models that come with gm."""
+    package = importlib.import_module("gm.models")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def load_model(name: str) -> types.ModuleType:
+    """Imports the file of a model: `vae` is gm.models.vae, `a.b` is your own module.
+
+    Raises:
+      InputError: no such module, or it lacks `Model`.
+    """
+    path = name if "." in name else f"gm.models.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise  # the model's own import is broken: its traceback helps
+        names = model_names()
+        raise InputError(
+            f"--model={name}: no module {path}{did_you_mean(name, names)} "
+            f"(one of {', '.join(names)}, or the import path of your own file)"
+        ) from None
+    if not hasattr(module, "Model"):
+        raise InputError(
+            f"--model={name}: {path} defines no Model; end the file with Model = YourClass"
+        )
+    return module
+
+
+def fields(cls: type) -> dict[str, dataclasses.Field]:
+    """The fields of a model class that --set may change."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.name not in _GIVEN}
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """Reads a flag's text as a value of the field's type; ValueError if it is not."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        options = typing.get_args(kind)
+        if type(None) in options and text.lower() == "none":
+            return None
+        kind = next(o for o in options if o is not type(None))
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(_parse(t, item) for t in text.strip("()").split(",") if t.strip())
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    value = kind(text)
+    if kind is float and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def parse_settings(cls: type, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Checks `--set=field=value` pairs against a model's fields, by name and type.
+
+    Raises:
+      InputError: an unknown field (the valid ones are listed) or a value of another
+        type.
+    """
+    valid = fields(cls)
+    parsed = {}
+    for name, text in settings.items():
+        if name not in valid:
+            raise InputError(
+                f"--set={name}={text}: {cls.__name__} has no field {name}"
+                f"{did_you_mean(name, valid)} (fields: {', '.join(valid) or 'none'})"
+            )
+        kind = valid[name].type
+        try:
+            parsed[name] = _parse(text, kind)
+        except (ValueError, KeyError):
+            wanted = getattr(kind, "__name__", str(kind))
+            raise InputError(
+                f"--set={name}={text}: {name} of {cls.__name__} is of type {wanted}, "
+                f"such as {valid[name].default}"
+            ) from None
+    return parsed
+
+
+def build(
+    name: str,
+    dataset: Dataset,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    conditional: bool = False,
+    precision: str = "float32",
+) -> LikelihoodModel:
+    """Makes the module that models a data set.
+
+    Args:
+      name: as for `load_model`.
+      dataset: gives shape, number of values and the condition.
+      settings: the model's own fields.
+      conditional: whether to condition on what the data set offers.
+      precision: "float32" or "bfloat16".
+
+    Raises:
+      InputError: unknown model or a configuration that the model refuses.
+    """
+    cls = load_model(name).Model
+    if conditional and dataset.cond is None:
+        raise InputError(
+            f"--conditional: the data set {dataset.name} has nothing to condition on"
+        )
+    model = cls(
+        shape=dataset.shape,
+        num_values=dataset.num_values,
+        cond=dataset.cond if conditional else None,
+        precision=precision,
+        **(settings or {}),
+    )
+    jax.eval_shape(lambda: init_params(model, jax.random.key(0)))  # refuses bad fields
+    return model
+
+
+def example(model: LikelihoodModel, batch_size: int = 1) -> tuple[Any, Any]:
+    """Zeros of the shape and type of a batch (x, cond)."""
+    x = jnp.zeros((batch_size, *model.shape), jnp.int32)
+    if model.cond is None:
+        return x, None
+    if model.cond.kind == "class":
+        return x, jnp.zeros((batch_size,), jnp.int32)
+    return x, jnp.zeros((batch_size, model.cond.size), jnp.float32)
+
+
+def init_params(model: LikelihoodModel, key: jax.Array) -> Any:
+    """Initial parameters: a pytree of float32 arrays."""
+    params_key, sample_key, dropout_key = jax.random.split(key, 3)
+    rngs = {"params": params_key, "sample": sample_key, "dropout": dropout_key}
+    return model.init(rngs, *example(model), method="log_prob")["params"]
+
+
+def log_prob(
+    model: LikelihoodModel,
+    params: Any,
+    x: jax.Array,
+    cond: jax.Array | None,
+    key: jax.Array,
+    *,
+    train: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`model.log_prob` as a pure function of parameters and a key."""
+    sample_key, dropout_key = jax.random.split(key)
+    rngs = {"sample": sample_key, "dropout": dropout_key}
+    return model.apply(
+        {"params": params}, x, cond, train=train, rngs=rngs, method="log_prob"
+    )

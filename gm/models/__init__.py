@@ -1,0 +1,1 @@
+"""One file per model; `--model=NAME` imports gm.models.NAME."""

@@ -1,0 +1,99 @@
+"""Learning curves and bits as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gm.results import Row, group_rows, in_unit, unit_name
+from gm.rundir import write_whole
+from gm.writer import read_metrics
+
+
+def _figure() -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    import io
+
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    same = [r for r in rows if r["model"] == row["model"]]
+    return row["model"] if len(same) == 1 else f"{row['model']} ({Path(row['run']).name})"
+
+
+def _learning_curves(title: str, ranked: Sequence[Row], path: Path) -> Path | None:
+    curves = []
+    for row in ranked:
+        metrics = read_metrics(Path(row["run"]) / "metrics.jsonl")
+        points = [(m["step"], m["valid/bpd"]) for m in metrics if m.get("valid/bpd")]
+        if points:
+            steps, bpd = zip(*points, strict=True)
+            dims = row["bits_per_object"] / row["bits_per_dim"]
+            scale = dims if row["unit"] == "object" else 1
+            curves.append((_label(row, ranked), steps, [b * scale for b in bpd]))
+    if not curves:
+        return None
+    figure, axes = _figure()
+    for label, steps, values in curves:
+        axes.plot(steps, values, label=label, marker=".", markersize=4)
+    floor = ranked[0]["entropy_floor_nats"]
+    if floor:
+        axes.axhline(in_unit(ranked[0], floor), color="black", ls="--", label="entropy")
+    # Early values are far off: the axis shows where models end, and how they came there.
+    lowest = min(min(v) for _, _, v in curves)
+    median = sorted(v for _, _, values in curves for v in values)
+    top = median[int(0.9 * (len(median) - 1))]
+    axes.set_ylim(top=top + 0.3 * (top - lowest) if top > lowest else None)
+    axes.set(xlabel="step", ylabel=f"validation {unit_name(ranked[0])}", title=title)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _bits(title: str, ranked: Sequence[Row], path: Path) -> Path:
+    figure, axes = _figure()
+    values = [in_unit(r, r["nats"]) for r in ranked]
+    errors = [2 * in_unit(r, r["standard_error_nats"] or 0.0) for r in ranked]
+    labels = [
+        _label(r, ranked) + ("" if r["estimate"] == "exact" else " (bound)")
+        for r in ranked
+    ]
+    places = range(len(ranked))
+    axes.errorbar(values, places, xerr=errors, fmt="o", capsize=3)
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    axes.set_ylim(len(ranked) - 0.5, -0.5)
+    floor = ranked[0]["entropy_floor_nats"]
+    if floor:
+        axes.axvline(in_unit(ranked[0], floor), color="black", ls="--", label="entropy")
+        axes.legend(frameon=False)
+    axes.set(xlabel=f"{unit_name(ranked[0])}, ± 2 standard errors", title=title)
+    return _save(figure, path)
+
+
+def write_plots(rows: Sequence[Row], directory: str) -> list[Path]:
+    """Writes two PNGs per table into a directory and returns their paths."""
+    out = Path(directory)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for title, ranked, _ in group_rows(rows):
+        stem = "".join(c if c.isalnum() else "_" for c in title)
+        curves = _learning_curves(title, ranked, out / f"{stem}_curves.png")
+        paths += [p for p in (curves, _bits(title, ranked, out / f"{stem}_bits.png")) if p]
+    return paths

@@ -1,0 +1,210 @@
+"""Result rows: reading them, which may be ranked together, and tables of them."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gm.errors import InputError
+from gm.likelihood import bits
+from gm.rundir import read_json
+
+Row = dict[str, Any]
+
+# Rows are ranked together only where all of these are equal.
+COMPARABLE = (
+    "split_sha256",
+    "num_values",
+    "shape",
+    "conditioning",
+    "unit",
+    "preprocessing",
+)
+
+
+def read_rows(paths: Iterable[str]) -> list[Row]:
+    """Reads the result rows under run directories or directories of them.
+
+    Raises:
+      InputError: a path without any row.
+    """
+    rows = []
+    for path in paths:
+        found = sorted(Path(path).glob("**/results/*.json"))
+        if not found:
+            raise InputError(f"{path}: no results/*.json below it; run `evaluate` first")
+        for file in found:
+            row = read_json(file)
+            run = file.parent.parent
+            rows.append(row | {"run": str(run)})
+    return rows
+
+
+def differing_fields(a: Row, b: Row) -> list[str]:
+    """Names of the fields that forbid ranking two rows together."""
+    return [name for name in COMPARABLE if a.get(name) != b.get(name)]
+
+
+def group_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
+    """Sorts rows into tables.
+
+    Returns:
+      (title, ranked, apart) for every data set and split: `ranked` has the best first,
+      and each row of `apart` says in "apart" which fields keep it from being ranked.
+    """
+    tables = []
+    titles = sorted({(r["dataset"], r["split"]) for r in rows})
+    for dataset, split in titles:
+        here = [r for r in rows if (r["dataset"], r["split"]) == (dataset, split)]
+        keys = Counter(json.dumps([r.get(n) for n in COMPARABLE]) for r in here)
+        most = max(keys, key=lambda k: keys[k])
+        ranked, apart = [], []
+        for row in here:
+            if json.dumps([row.get(n) for n in COMPARABLE]) == most:
+                ranked.append(row)
+            else:
+                apart.append(row)
+        ranked.sort(key=lambda r: r["nats"])
+        apart = [
+            r
+            | {
+                "apart": ", ".join(
+                    f"{n} is {_short(r.get(n))}, not {_short(ranked[0].get(n))}"
+                    for n in differing_fields(r, ranked[0])
+                )
+            }
+            for r in sorted(apart, key=lambda r: r["nats"])
+        ]
+        tables.append((f"{dataset}, {split} split", ranked, apart))
+    return tables
+
+
+def _short(value):
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text
+
+
+def unit_name(row: Row) -> str:
+    """What people read of this row: 'bits/dim', 'bits/char' or 'bits/object'."""
+    return f"bits/{row['unit']}"
+
+
+def in_unit(row: Row, nats: float) -> float:
+    """Nats per example in the row's unit."""
+    return bits(nats) if row["unit"] == "object" else bits(nats) / _num_dims(row)
+
+
+def _num_dims(row):
+    count = 1
+    for size in row["shape"]:
+        count *= size
+    return count
+
+
+def describe(row: Row) -> dict[str, str]:
+    """The cells of a table's line, as text."""
+    bound = "" if row["estimate"] == "exact" else "<= "
+    error = row["standard_error_nats"]
+    value = f"{bound}{in_unit(row, row['nats']):.4f}"
+    if error is not None:
+        value += f" ± {in_unit(row, error):.4f}"
+    draws = row["num_importance_samples"]
+    floor = row["entropy_floor_nats"]
+    seconds = row.get("train_seconds")
+    return {
+        "model": row["model"],
+        unit_name(row): value,
+        "nats": f"{bound}{row['nats']:.3f}",
+        "above floor": f"{bits(row['nats'] - floor):+.3f} bits" if floor else "",
+        "estimate": row["estimate"] + (f", {draws} draws" if draws > 1 else ""),
+        "params": f"{row['num_params']:,}",
+        "examples seen": f"{row.get('examples_seen', 0):,}",
+        "train time": f"{seconds:.0f} s" if seconds is not None else "",
+        "seed": str(row.get("seed", "")),
+        "checkpoint": str(row.get("checkpoint", "")),
+        "run": row.get("run", ""),
+    }
+
+
+def pivot(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Models against data sets: (header, lines); a mean where there are several runs."""
+    tables = [(title, ranked) for title, ranked, _ in group_rows(rows) if ranked]
+    header = ["model"]
+    for title, ranked in tables:
+        header.append(f"{title.removesuffix(' split')} ({unit_name(ranked[0])})")
+    models = sorted({r["model"] for r in rows})
+    lines = []
+    for model in models:
+        line = [model]
+        for _, ranked in tables:
+            mine = [r for r in ranked if r["model"] == model]
+            if not mine:
+                line.append("")
+                continue
+            bound = "" if mine[0]["estimate"] == "exact" else "<= "
+            mean = sum(in_unit(r, r["nats"]) for r in mine) / len(mine)
+            count = f" (mean of {len(mine)})" if len(mine) > 1 else ""
+            line.append(f"{bound}{mean:.4f}{count}")
+        lines.append(line)
+    floors = ["entropy"]
+    for _, ranked in tables:
+        floor = ranked[0]["entropy_floor_nats"]
+        floors.append(f"{in_unit(ranked[0], floor):.4f}" if floor else "unknown")
+    return header, [*lines, floors]
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """All tables as Markdown."""
+    parts = []
+
+    def table(header, lines):
+        escaped = [[c.replace("|", "\\|") for c in line] for line in [header, *lines]]
+        rule = ["---"] * len(header)
+        body = [escaped[0], rule, *escaped[1:]]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in body))
+
+    tables = group_rows(rows)
+    if len(tables) > 1:
+        table(*pivot(rows))
+    for title, ranked, apart in tables:
+        parts.append(f"**{title}**")
+        lines = [list(describe(r).values()) for r in ranked]
+        table(list(describe(ranked[0])), lines)
+        for row in apart:
+            cells = describe(row)
+            parts.append(
+                f"Not ranked: {cells['model']} ({cells['run']}), "
+                f"{cells[unit_name(row)]} {unit_name(row)}: {row['apart']}."
+            )
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line per row with every field; nested values as JSON."""
+    names = list(dict.fromkeys(n for row in rows for n in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = [row.get(n) for n in names]
+        writer.writerow(
+            [_guard(json.dumps(c) if isinstance(c, dict | list) else c) for c in cells]
+        )
+    return out.getvalue()
+
+
+def _guard(cell):
+    # A spreadsheet would run a text that begins so as a formula.
+    return "'" + cell if isinstance(cell, str) and cell[:1] in "=+-@" else cell
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """The tables: ranked rows, and rows apart with the reason."""
+    tables = [
+        {"title": title, "ranked": ranked, "apart": apart}
+        for title, ranked, apart in group_rows(rows)
+    ]
+    return json.dumps(tables, indent=1) + "\n"

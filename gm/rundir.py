@@ -1,0 +1,145 @@
+"""A run directory: one owner at a time, one configuration, files written whole."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gm.errors import InputError
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole; a NaN is an error, since JSON has none."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_whole(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; InputError where the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+
+
+class RunDirectory:
+    """The directory of one run. Create with `open_for_training` or `open_to_read`."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._lock: Any = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where Orbax alone writes."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Result rows and per-example nats."""
+        return self.path / "results"
+
+    @classmethod
+    def open_for_training(cls, path: str | os.PathLike) -> "RunDirectory":
+        """Creates and locks the directory, and proves that it can be written.
+
+        Raises:
+          InputError: in use by another process, or read-only, or full.
+        """
+        run = cls(path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            lock = open(run.path / "LOCK", "a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                owner = lock.read().strip() or "another process"
+                raise InputError(
+                    f"--workdir={path}: in use by {owner}; wait for it or give another"
+                ) from None
+            lock.seek(0)
+            lock.truncate()
+            lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+        except OSError as error:
+            raise InputError(
+                f"--workdir={path}: cannot be written ({error.strerror}); "
+                "give a directory on a writable disk with free space"
+            ) from None
+        run._lock = lock  # released when the process ends, however it ends
+        return run
+
+    @classmethod
+    def open_to_read(cls, path: str | os.PathLike) -> "RunDirectory":
+        """Opens a trained run; InputError where there is none."""
+        run = cls(path)
+        if not (run.path / "config.json").is_file():
+            raise InputError(
+                f"--workdir={path}: no run here (config.json is missing); "
+                "give the --workdir of a `train` that was started"
+            )
+        return run
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def config(self) -> dict[str, Any]:
+        """Everything needed to rebuild the run."""
+        return read_json(self.path / "config.json")
+
+    def claim(self, config: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
+        """Writes the configuration, or checks that it is that of the run here.
+
+        Args:
+          config: JSON values.
+          may_change: fields that may differ on resuming; the new value is kept.
+
+        Raises:
+          InputError: another configuration; the fields and both values are named.
+        """
+        path = self.path / "config.json"
+        config = json.loads(json.dumps(config, allow_nan=False))
+        if path.exists():
+            old = self.config()
+            names = [
+                n
+                for n in sorted(set(old) | set(config))
+                if old.get(n) != config.get(n) and n not in may_change
+            ]
+            if names:
+                told = ", ".join(
+                    f"{n} is {config.get(n)!r}, was {old.get(n)!r}" for n in names
+                )
+                raise InputError(
+                    f"--workdir={self.path}: holds a run of another configuration: "
+                    f"{told}; give the same flags or another --workdir"
+                )
+        write_json(path, config)

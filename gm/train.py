@@ -1,0 +1,170 @@
+"""The one maximum-likelihood step, the same for every model."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from gm.config import TrainConfig
+from gm.likelihood import bits_per_dim
+from gm.model import LikelihoodModel, init_params, log_prob
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step reads and writes."""
+
+    step: jax.Array  # int32: updates tried
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    key: jax.Array  # never changes; noise is fold_in(key, step)
+    skipped: jax.Array  # int32: updates left out because they were not finite
+    skipped_in_a_row: jax.Array  # int32
+    rollbacks: jax.Array  # int32: enters the data order and the noise
+
+
+def learning_rate_schedule(config: TrainConfig) -> Callable[[Any], Any]:
+    """Linear warm-up, then constant or half a cosine down to zero."""
+    warmup = min(config.warmup_steps, config.num_steps)
+    rise = optax.linear_schedule(
+        config.learning_rate / (warmup + 1), config.learning_rate, warmup
+    )
+    if config.schedule == "constant":
+        rest = optax.constant_schedule(config.learning_rate)
+    else:
+        steps = max(config.num_steps - warmup, 1)
+        rest = optax.cosine_decay_schedule(config.learning_rate, steps)
+    return optax.join_schedules([rise, rest], [warmup])
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW on clipped gradients; biases and gains do not decay."""
+
+    def decays(params):
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate_schedule(config),
+            weight_decay=config.weight_decay,
+            mask=decays,
+        ),
+    )
+
+
+def init_state(
+    model: LikelihoodModel, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """The state before the first step."""
+    params = init_params(model, jax.random.key(seed))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        key=jax.random.fold_in(jax.random.key(seed), 1),
+        skipped=zero,
+        skipped_in_a_row=zero,
+        rollbacks=zero,
+    )
+
+
+def _gradient(model, params, batch, key, accumulate):
+    """Mean bits/dim over the batch, its gradient, and mean terms."""
+
+    def loss(params, part, key):
+        x, cond = part
+        log_px, terms = log_prob(model, params, x, cond, key, train=True)
+        means = {f"train/bpd/{k}": -jnp.mean(v) for k, v in terms.items()}
+        means = jax.tree.map(lambda v: bits_per_dim(v, model.num_dims), means)
+        return bits_per_dim(-jnp.mean(log_px), model.num_dims), means
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        return grad(params, batch, key)
+    parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+
+    def body(total, part):
+        index, part = part
+        value = grad(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, value), None
+
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda a: a[0], parts), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), parts))
+    return jax.tree.map(lambda t: t / accumulate, total)
+
+
+def train_step(
+    model: LikelihoodModel,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    state: TrainState,
+    batch: tuple[jax.Array, jax.Array | None],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update on a batch (x [B, *shape], cond): nothing model-specific, ever.
+
+    An update whose loss or gradient is not finite is left out and counted.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
+    (bpd, terms), grads = _gradient(model, state.params, batch, key, config.accumulate)
+    grad_norm = optax.global_norm(grads)
+    ok = jnp.isfinite(bpd) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The EMA forgets the initial parameters quickly: its decay warms up.
+    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema_params, params)
+
+    def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+    bad = 1 - ok.astype(jnp.int32)
+    state = state.replace(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        ema_params=keep(ema, state.ema_params),
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=state.skipped + bad,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
+    )
+    return state, {"train/bpd": bpd, "grad_norm": grad_norm, **terms}
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "optimizer", "config", "draw"),
+    donate_argnames=("state",),
+)
+def train_steps(
+    model: LikelihoodModel,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    draw: Callable[[Any, Any], tuple[jax.Array, jax.Array | None]],
+    state: TrainState,
+    data: Any,
+    xs: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Several steps in one dispatch: a scan over `xs`, with batches draw(data, x)."""
+
+    def body(state, x):
+        return train_step(model, optimizer, config, state, draw(data, x))
+
+    return jax.lax.scan(body, state, xs)
+
+
+def step_flops(lowered: Any, config: TrainConfig) -> float:
+    """FLOPs of one step, from a lowered `train_steps`; 0 where XLA cannot tell.
+
+    XLA counts the body of a loop once, and the steps are such a body; so are the parts
+    of an accumulated gradient. A model with a loop inside is undercounted.
+    """
+    costs = lowered.cost_analysis() or {}
+    return float(costs.get("flops", 0.0)) * config.accumulate

@@ -1,0 +1,100 @@
+"""A trained run, read back: the model, its parameters and what they were fitted to."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+
+from gm.checkpoint import Checkpoints
+from gm.config import RunConfig
+from gm.data.dataset import Dataset
+from gm.errors import InputError
+from gm.model import LikelihoodModel, init_params, load_model
+from gm.rundir import RunDirectory
+from gm.spec import CondSpec
+
+
+def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
+    """What config.json keeps of a data set: enough to rebuild the model without it."""
+    return {
+        "shape": list(dataset.shape),
+        "num_values": dataset.num_values,
+        "unit": dataset.unit,
+        "preprocessing": dataset.preprocessing,
+        "symbols": dataset.symbols,
+        "cond": dataclasses.asdict(dataset.cond)
+        if conditional and dataset.cond
+        else None,
+    }
+
+
+def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
+    """The module of a run from its configuration and what `describe` kept."""
+    cond = data["cond"]
+    if cond is not None:
+        cond = CondSpec(**{k: _tuple(v) for k, v in cond.items()})
+    return load_model(config.model).Model(
+        shape=tuple(data["shape"]),
+        num_values=data["num_values"],
+        cond=cond,
+        precision=config.precision,
+        **{k: _tuple(v) for k, v in config.settings.items()},
+    )
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What `load` returns."""
+
+    config: RunConfig
+    data: dict[str, Any]  # what `describe` kept of the data set
+    model: LikelihoodModel
+    params: Any  # the averaged (EMA) parameters
+    checkpoint: str  # such as "best, step 500"
+    meta: dict[str, Any]  # step, train_seconds, examples_seen, train_flops, ...
+    run: RunDirectory
+
+
+def load(path: str | os.PathLike, checkpoint: str = "best") -> Trained:
+    """Reads a run directory.
+
+    Args:
+      path: the --workdir of a training run.
+      checkpoint: "best" by validation, "latest", or a step number that was kept.
+
+    Raises:
+      InputError: no run there, or no sound checkpoint.
+    """
+    run = RunDirectory.open_to_read(path)
+    values = run.config()
+    config = RunConfig.from_json(values)
+    model = rebuild_model(config, values["data"])
+    kind, step = checkpoint, None
+    if checkpoint not in ("best", "latest"):
+        if not checkpoint.isdecimal():
+            raise InputError(
+                f"--checkpoint={checkpoint}: give best, latest or a step number"
+            )
+        kind, step = "latest", int(checkpoint)
+    directory = run.checkpoints / kind
+    if not directory.is_dir():
+        raise InputError(f"--workdir={path}: no checkpoint yet; let the training run")
+    store = Checkpoints(directory, keep=None)
+    found = store.restore(step=step)
+    store.close()
+    if found is None:
+        raise InputError(
+            f"--workdir={path}: no sound {kind} checkpoint; start its training command "
+            "again"
+        )
+    step, flat, meta = found
+    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = store.select(flat, "ema_params", like, step)
+    return Trained(
+        config, values["data"], model, params, f"{kind}, step {step}", meta, run
+    )
