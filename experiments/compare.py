@@ -1,7 +1,7 @@
 """Compares runs: ranked tables of what may be ranked, and plots.
 
-  python -m experiments.compare runs/made runs/vae
-  python -m experiments.compare runs --format=markdown --plots=runs/plots
+python -m experiments.compare runs/made runs/vae
+python -m experiments.compare runs --format=markdown --plots=runs/plots
 """
 
 import sys
@@ -12,7 +12,9 @@ from experiments import launcher
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("format", "table", ["table", "markdown", "csv", "json"], "of the output")
+flags.DEFINE_enum(
+    "format", "table", ["table", "markdown", "csv", "json"], "of the output"
+)
 flags.DEFINE_string("plots", None, "directory for learning curves and bits as PNG")
 
 

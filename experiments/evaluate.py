@@ -19,11 +19,14 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "directory of a trained run")
     flags.DEFINE_string("split", "test", "train, valid or test")
     flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
-    flags.DEFINE_integer("num_importance_samples", 1, "draws per example (not for ELBOs)")
+    flags.DEFINE_integer(
+        "num_importance_samples", 1, "draws per example (not for ELBOs)"
+    )
     flags.DEFINE_integer("batch_size", 100, "examples at a time")
     flags.DEFINE_integer("seed", 0, "of the evaluation's noise")
     flags.DEFINE_string("dataset", None, "another data set than the one trained on")
     launcher.define_data_dir()
+    flags.adopt_module_key_flags(launcher)
 
 
 def _load_dataset(trained, name, data_dir):
@@ -65,6 +68,7 @@ def evaluate_run(
 ) -> None:
     """Evaluates and writes results/<split>.json and .nats.npy; prints the number."""
     from gm import evaluate, trained
+    from gm.data import Fresh
     from gm.likelihood import bits
     from gm.writer import Progress
 
@@ -75,7 +79,8 @@ def evaluate_run(
     found = trained.load(workdir, checkpoint)
     evaluate.check_importance_samples(found.model, num_importance_samples)
     data = _load_dataset(found, dataset, data_dir)
-    total = len(data.split(split)) if hasattr(data.split(split), "batch") else 0
+    examples = data.split(split)
+    total = 0 if isinstance(examples, Fresh) else len(examples)
     progress = Progress(f"evaluating {found.run.path.name}", total)
     row, nats = evaluate.evaluate(
         found.model,

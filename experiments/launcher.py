@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from gm.config import RunConfig, TrainConfig
 from gm.errors import InputError
@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 def define_train_flags() -> None:
     """Defines one flag for each field of TrainConfig."""
-    define = {
+    define: dict[Any, Callable[..., Any]] = {
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
@@ -70,9 +70,10 @@ def apply_preset(values: dict[str, Any]) -> None:
     """Sets flags that were not given on the command line; `set` is added to."""
     for name, value in values.items():
         if name == "set":
-            given = parse_set(FLAGS["set"].value)
+            given = parse_set(FLAGS.set)
             FLAGS["set"].value = [
-                f"{k}={v}" for k, v in ({k: str(v) for k, v in value.items()} | given).items()
+                f"{k}={v}"
+                for k, v in ({k: str(v) for k, v in value.items()} | given).items()
             ]
         elif not FLAGS[name].present:
             FLAGS[name].value = value
@@ -125,13 +126,17 @@ def _parse_flags(argv):
 
 
 def _wants_help(argv):
-    return any(a in ("--help", "-h", "--helpfull", "--helpshort", "-help") for a in argv)
+    return any(
+        a in ("--help", "-h", "--helpfull", "--helpshort", "-help") for a in argv
+    )
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a launcher's main: a mistake is one line and status 2, never a traceback."""
 
     def guarded(argv):
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every step it takes
         try:
             return main(argv)
         except InputError as error:

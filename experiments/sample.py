@@ -1,6 +1,6 @@
 """Draws from a trained run: a PNG grid of images, or lines of text.
 
-  python -m experiments.sample --workdir=runs/vae --num_samples=64
+python -m experiments.sample --workdir=runs/vae --num_samples=64
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ flags.DEFINE_string("cond", None, "class label, or numbers separated by commas")
 flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 
 
-def parse_cond(model, text: str | None, count: int):  # noqa: ANN201
+def _parse_cond(model, text, count):
     """The condition of `count` samples: from the text, or spread over its range."""
     import numpy as np
 
@@ -33,7 +33,13 @@ def parse_cond(model, text: str | None, count: int):  # noqa: ANN201
         if text is None:
             return (np.arange(count) % spec.size).astype(np.int32)
         names = list(spec.names)
-        label = names.index(text) if text in names else int(text) if text.isdecimal() else -1
+        label = (
+            names.index(text)
+            if text in names
+            else int(text)
+            if text.isdecimal()
+            else -1
+        )
         if not 0 <= label < spec.size:
             told = ", ".join(names) if names else f"0 to {spec.size - 1}"
             raise InputError(f"--cond={text}: give one of {told}")
@@ -74,7 +80,7 @@ def main(argv: list[str]) -> None:
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     model = found.model
-    cond = parse_cond(model, FLAGS.cond, FLAGS.num_samples)
+    cond = _parse_cond(model, FLAGS.cond, FLAGS.num_samples)
 
     @jax.jit
     def draw(params, key, cond):
@@ -100,11 +106,13 @@ def main(argv: list[str]) -> None:
         write_whole(output, buffer.getvalue())
     else:
         symbols = found.data["symbols"]
-        lines = ["".join(symbols[v] for v in row).split("\n")[0] for row in x] if (
-            symbols and found.data["unit"] == "object"
-        ) else ["".join(symbols[v] for v in row) for row in x] if symbols else [
-            " ".join(map(str, row)) for row in x
-        ]
+        lines = (
+            ["".join(symbols[v] for v in row).split("\n")[0] for row in x]
+            if (symbols and found.data["unit"] == "object")
+            else ["".join(symbols[v] for v in row) for row in x]
+            if symbols
+            else [" ".join(map(str, row)) for row in x]
+        )
         write_whole(output, ("\n".join(lines) + "\n").encode())
         print("\n".join(lines[:8]))
     print(f"{FLAGS.num_samples} samples: {output}")

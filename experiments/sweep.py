@@ -29,13 +29,16 @@ flags.DEFINE_list("datasets", ["digits"], "names")
 flags.DEFINE_list("resolutions", [], "sides of the images; empty: each set's own")
 flags.DEFINE_list("seeds", ["0"], "seeds")
 flags.DEFINE_string("workdir", None, "directory that holds a run directory per cell")
-flags.DEFINE_bool("presets", False, "start from preset DATASET/MODEL where there is one")
+flags.DEFINE_bool(
+    "presets", False, "start from preset DATASET/MODEL where there is one"
+)
 flags.DEFINE_bool("dry_run", False, "print the cells, parameters, FLOPs and memory")
 flags.DEFINE_integer("jobs", 1, "cells at a time; the cores are shared out among them")
 flags.DEFINE_string("evaluate", "test", "split to evaluate")
 flags.DEFINE_integer("num_importance_samples", 64, "for models that are bounds")
 launcher.define_run_flags()
 launcher.define_train_flags()
+flags.adopt_module_key_flags(launcher)
 
 _OWN = ("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs")
 _BY_CELL = ("workdir", "resolution", "seed", "set")
@@ -66,7 +69,10 @@ def _choices(models: list[str]) -> dict[str, list[dict[str, str]]]:
         for model in [owner] if dot else models:
             axes[model][name] = values.split(",")
     return {
-        model: [dict(zip(named, combo, strict=True)) for combo in itertools.product(*named.values())]
+        model: [
+            dict(zip(named, combo, strict=True))
+            for combo in itertools.product(*named.values())
+        ]
         for model, named in axes.items()
     }
 
@@ -142,11 +148,13 @@ def _run_cell(path: Path, args: list[str], cores: list[int] | None) -> str:
 
 def _run_all(named: dict[str, list[str]]) -> int:
     """Runs the cells, some at a time; returns how many failed."""
-    root, queue = Path(FLAGS.workdir), SimpleQueue()
+    root, queue = Path(FLAGS.workdir), SimpleQueue[tuple[str, list[str]]]()
     for item in named.items():
         queue.put(item)
     count, failed, lock = len(named), [], threading.Lock()
-    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    available = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    )
     done = 0
 
     def work(slot):
@@ -162,7 +170,9 @@ def _run_all(named: dict[str, list[str]]) -> int:
             with lock:
                 done += 1
                 seconds = time.monotonic() - begin
-                print(f"[{done}/{count}] {name}: {outcome} ({seconds:.0f} s)", flush=True)
+                print(
+                    f"[{done}/{count}] {name}: {outcome} ({seconds:.0f} s)", flush=True
+                )
                 if outcome.startswith("failed"):
                     failed.append(name)
 

@@ -18,22 +18,23 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "name of a model, or import path of your own file")
 flags.DEFINE_string("dataset", None, "name of a data set, tfds:NAME or files:PATH")
 flags.DEFINE_string("workdir", None, "directory of the run")
-flags.DEFINE_string("preset", None, "flags of experiments/presets.py, such as digits/vae")
+flags.DEFINE_string(
+    "preset", None, "flags of experiments/presets.py, such as digits/vae"
+)
 flags.DEFINE_string("evaluate", None, "split to evaluate when training has ended")
 flags.DEFINE_integer("num_importance_samples", 1, "with --evaluate")
+flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs and memory; do not train")
 launcher.define_run_flags()
 launcher.define_train_flags()
+flags.adopt_module_key_flags(launcher)
 
 STOPPED = 83  # exit status after SIGTERM with the state saved
 
 
-def _prepare():
-    """Everything that can be wrong with the input is found here, before compiling."""
+def _configure():
+    """(config, dataset, model): what can be wrong with the flags is found here."""
     from gm import data
-    from gm.fit import Trainer
     from gm.model import build
-    from gm.rundir import RunDirectory
-    from gm.trained import describe
 
     if FLAGS.preset:
         from experiments import presets
@@ -50,6 +51,36 @@ def _prepare():
         conditional=config.conditional,
         precision=config.precision,
     )
+    return config, dataset, model
+
+
+def _dry_run(config, dataset, model):
+    """Prints what XLA says of a dispatch, from shapes alone."""
+    import jax
+
+    from gm.evaluate import num_params
+    from gm.fit import lower_steps
+    from gm.model import init_params
+    from gm.train import step_flops
+
+    lowered = lower_steps(model, dataset, config.train)
+    memory = lowered.compile().memory_analysis()
+    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    print(
+        f"{num_params(params):,} parameters, "
+        f"{step_flops(lowered, config.train) / 1e9:.3g} GFLOP per step, "
+        f"{peak / 1e6:.0f} MB"
+    )
+
+
+def _prepare(config, dataset, model):
+    """Opens the run directory and restores; nothing is compiled before this."""
+    from gm import data
+    from gm.fit import Trainer
+    from gm.rundir import RunDirectory
+    from gm.trained import describe
+
     run = RunDirectory.open_for_training(FLAGS.workdir)
     valid_sha256, _ = data.identify(dataset, dataset.valid)
     may_change = config.may_change
@@ -67,9 +98,11 @@ def main(argv: list[str]) -> int:
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: received.append(n))
-    trainer = _prepare()
-    if received:
-        return STOPPED
+    configured = _configure()
+    if FLAGS.dry_run:
+        _dry_run(*configured)
+        return 0
+    trainer = _prepare(*configured)
     try:
         ended = trainer.fit(should_stop=lambda: bool(received))
         digest = trainer.digest()

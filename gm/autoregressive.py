@@ -1,8 +1,8 @@
 """What autoregressive models share: log P(x) = sum_d log P(x_d | x_<d).
 
 A model gives the parameters of its next-symbol distributions twice: for all positions
-at once (`conditionals`, teacher-forced) and for one position with a cache (`step`). From these
-the base class derives log_prob, sampling and prefix completion; the codec uses `step`.
+at once (`conditionals`, teacher-forced) and for one position with a cache (`step`). From
+these the base class derives log_prob, sampling and prefix completion.
 """
 
 from typing import Any, ClassVar
@@ -40,7 +40,7 @@ class AutoregressiveModel(LikelihoodModel):
         return self.num_values
 
     def symbol_log_prob(self, params: jax.Array, x: jax.Array) -> jax.Array:
-        """log P(x_d | x_<d): params [..., P], x [...] integers -> float32 [...]."""
+        """Log P(x_d | x_<d): params [..., P], x [...] integers -> float32 [...]."""
         if self.mixtures:
             return discretized_logistic_mixture_log_prob(
                 params, x[..., None], self.num_values
@@ -77,7 +77,7 @@ class AutoregressiveModel(LikelihoodModel):
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """log P(x) [B], exactly."""
+        """Log P(x) [B], exactly."""
         x = x.reshape(x.shape[0], self.num_dims)
         params = self.conditionals(x, cond, train=train)  # [B, D, P]
         log_px = sum_dims(self.symbol_log_prob(params, x))

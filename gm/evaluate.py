@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm import sharding
-from gm.data.dataset import Dataset, Split, identify
+from gm.data.dataset import Dataset, Fresh, Split, identify
 from gm.errors import InputError
 from gm.likelihood import bits, logmeanexp
 from gm.model import LikelihoodModel, log_prob
@@ -31,7 +31,7 @@ def example_log_prob(
     key: jax.Array,
     num_importance_samples: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """log P(x) [B] and mean terms, with noise that belongs to the example.
+    """Log P(x) [B] and mean terms, with noise that belongs to the example.
 
     The noise of draw k of example i is a function of (key, i, k) alone, so a value
     depends neither on the neighbours in the batch nor on the batch size.
@@ -182,7 +182,7 @@ def evaluate(
       InputError: a split that is drawn anew at each step, or as `evaluate_nats` raises.
     """
     split = dataset.split(split_name)
-    if not hasattr(split, "batch"):
+    if isinstance(split, Fresh):
         raise InputError(
             f"--split={split_name}: {dataset.name} draws it anew at each step; "
             "give valid or test"

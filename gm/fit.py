@@ -4,7 +4,6 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,17 @@ from gm.writer import Metrics, Progress
 
 MAX_NONFINITE = 10  # consecutive skipped updates after which --on_nonfinite=skip stops
 MAX_ROLLBACKS = 3
+
+
+def lower_steps(
+    model: LikelihoodModel, dataset: Dataset, config: TrainConfig
+) -> jax.stages.Lowered:
+    """Traces a dispatch for a configuration without running anything."""
+    feed = make_feed(dataset, config, model.cond is not None, sharding.make_mesh())
+    optimizer = make_optimizer(config)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    xs = feed.xs(0, config.steps_per_dispatch)
+    return train_steps.lower(model, optimizer, config, feed.draw, state, feed.data, xs)
 
 
 class Trainer:

@@ -22,17 +22,17 @@ class FlowModel(LikelihoodModel):
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B] of dz/dy), float32."""
+        """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B] of dz/dy), float32."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
     def inverse(self, z: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """z [B, D] -> y [B, *shape]."""
+        """Z [B, D] -> y [B, *shape]."""
         raise TypeError(f"{type(self).__name__} defines no inverse")
 
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """log of an unbiased estimate of P(x), [B]."""
+        """Log of an unbiased estimate of P(x), [B]."""
         y, log_volume = dequantize(self.make_rng("sample"), x, self.num_values)
         z, log_det = self.forward(y, cond, train=train)
         log_pz = sum_dims(normal_log_prob(z))

@@ -32,17 +32,17 @@ class LatentModel(LikelihoodModel):
     def infer(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """x [B, *shape] -> (mean, log_std) of q(z|x), each [B, latent_dims]."""
+        """X [B, *shape] -> (mean, log_std) of q(z|x), each [B, latent_dims]."""
         raise TypeError(f"{type(self).__name__} defines no infer")
 
     def generate(
         self, z: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """z [B, latent_dims] -> parameters of p(x|z)."""
+        """Z [B, latent_dims] -> parameters of p(x|z)."""
         raise TypeError(f"{type(self).__name__} defines no generate")
 
     def log_px_z(self, params: jax.Array, x: jax.Array) -> jax.Array:
-        """log p(x|z) [B] from what `generate` returned."""
+        """Log p(x|z) [B] from what `generate` returned."""
         raise TypeError(f"{type(self).__name__} defines no log_px_z")
 
     def sample_x(
@@ -54,7 +54,7 @@ class LatentModel(LikelihoodModel):
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """log of an unbiased estimate of P(x), [B]."""
+        """Log of an unbiased estimate of P(x), [B]."""
         mean, log_std = self.infer(x, cond, train=train)
         mean, log_std = mean.astype(jnp.float32), log_std.astype(jnp.float32)
         eps = jax.random.normal(self.make_rng("sample"), mean.shape)

@@ -28,7 +28,7 @@ def bits_per_dim(nats: jax.Array, num_dims: int) -> jax.Array:
 
 
 def logmeanexp(x: jax.Array, axis: int = 0) -> jax.Array:
-    """log mean exp: the importance-weighted bound from log-weights (Burda 2016, eq. 8)."""
+    """Log mean exp: the importance-weighted bound from log-weights (Burda 2016, eq. 8)."""
     return jax.nn.logsumexp(x, axis=axis) - math.log(x.shape[axis])
 
 
@@ -81,7 +81,7 @@ def quantize(y: jax.Array, num_values: int) -> jax.Array:
 def normal_log_prob(
     z: jax.Array, mean: jax.Array | float = 0.0, log_std: jax.Array | float = 0.0
 ) -> jax.Array:
-    """log N(z; mean, exp(log_std)^2), elementwise."""
+    """Log N(z; mean, exp(log_std)^2), elementwise."""
     eps = (z - mean) * jnp.exp(-jnp.asarray(log_std))
     return -0.5 * (eps**2 + _LOG_2PI) - log_std
 
@@ -92,14 +92,14 @@ def normal_kl(mean: jax.Array, log_std: jax.Array) -> jax.Array:
 
 
 def categorical_log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
-    """log softmax(logits)[x]: logits [..., K], x [...] integers -> float32 [...]."""
+    """Log softmax(logits)[x]: logits [..., K], x [...] integers -> float32 [...]."""
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, x[..., None].astype(jnp.int32), axis=-1)
     return picked[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
 
 def bernoulli_log_prob(logit: jax.Array, x: jax.Array) -> jax.Array:
-    """log P(x) for x in {0, 1} with P(1) = sigmoid(logit), elementwise."""
+    """Log P(x) for x in {0, 1} with P(1) = sigmoid(logit), elementwise."""
     logit = logit.astype(jnp.float32)
     return jnp.where(x > 0, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit))
 
@@ -122,7 +122,7 @@ def _log1mexp(width: jax.Array, log_width: jax.Array) -> jax.Array:
 def discretized_logistic_log_prob(
     mean: jax.Array, log_scale: jax.Array, x: jax.Array, num_values: int
 ) -> jax.Array:
-    """log of the logistic mass of the bin of x, elementwise (Salimans 2017, eq. 2).
+    """Log of the logistic mass of the bin of x, elementwise (Salimans 2017, eq. 2).
 
     On v = 2x/(K-1) - 1 the bin of x is v +- 1/(K-1); the edge bins reach to infinity,
     so the K masses sum to one. With hi, lo the standardised edges and w = hi - lo:
@@ -170,7 +170,7 @@ def _condition_mean(mean, coefficients, v, channel):
 def discretized_logistic_mixture_log_prob(
     params: jax.Array, x: jax.Array, num_values: int
 ) -> jax.Array:
-    """log P(pixel) of a mixture of products of discretized logistics (Salimans 2017).
+    """Log P(pixel) of a mixture of products of discretized logistics (Salimans 2017).
 
     One mixture indicator is shared by the channels of a pixel, and a channel's mean
     depends linearly on the channels before it, so that a pixel's probabilities sum to
@@ -211,7 +211,9 @@ def discretized_logistic_mixture_sample(
     for c in range(channels):
         mean_c = _condition_mean(mean, coefficients, v, c)
         mean_c = jnp.take_along_axis(mean_c, which, axis=-1)[..., 0]
-        scale_c = jnp.exp(jnp.take_along_axis(log_scale[..., c], which, axis=-1)[..., 0])
+        scale_c = jnp.exp(
+            jnp.take_along_axis(log_scale[..., c], which, axis=-1)[..., 0]
+        )
         real = mean_c + scale_c * noise[..., c]
         x_c = jnp.round((real + 1) * ((num_values - 1) / 2))
         xs.append(jnp.clip(x_c, 0, num_values - 1).astype(jnp.int32))

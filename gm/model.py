@@ -1,8 +1,8 @@
 """The contract that a model fulfils, and how a model is found by its name.
 
-A model is one file with `Model` (a Flax linen module, a subclass of one of the families)
-and `TINY` (keyword arguments for tests and smoke runs). Its dataclass fields are its
-configuration; there is no registry.
+A model is one file with `Model` (a Flax linen module, a subclass of one of the
+families) and `TINY` (keyword arguments for tests and smoke runs). Its dataclass fields
+are its configuration; there is no registry.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class LikelihoodModel(nn.Module):
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """log P(x) in nats, as `estimate` says, and the terms that it is the sum of."""
+        """Log P(x) in nats, as `estimate` says, and the terms that it is the sum of."""
         raise TypeError(f"{type(self).__name__} defines no log_prob")
 
     def sample(
@@ -99,7 +99,7 @@ def load_model(name: str) -> types.ModuleType:
         ) from None
     if not hasattr(module, "Model"):
         raise InputError(
-            f"--model={name}: {path} defines no Model; end the file with Model = YourClass"
+            f"--model={name}: {path} has no Model; end the file with Model = YourClass"
         )
     return module
 
@@ -219,6 +219,7 @@ def log_prob(
     """`model.log_prob` as a pure function of parameters and a key."""
     sample_key, dropout_key = jax.random.split(key)
     rngs = {"sample": sample_key, "dropout": dropout_key}
-    return model.apply(
+    value: Any = model.apply(
         {"params": params}, x, cond, train=train, rngs=rngs, method="log_prob"
     )
+    return value

@@ -35,7 +35,9 @@ def _save(figure: Any, path: Path) -> Path:
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
     same = [r for r in rows if r["model"] == row["model"]]
-    return row["model"] if len(same) == 1 else f"{row['model']} ({Path(row['run']).name})"
+    return (
+        row["model"] if len(same) == 1 else f"{row['model']} ({Path(row['run']).name})"
+    )
 
 
 def _learning_curves(title: str, ranked: Sequence[Row], path: Path) -> Path | None:
@@ -95,5 +97,7 @@ def write_plots(rows: Sequence[Row], directory: str) -> list[Path]:
     for title, ranked, _ in group_rows(rows):
         stem = "".join(c if c.isalnum() else "_" for c in title)
         curves = _learning_curves(title, ranked, out / f"{stem}_curves.png")
-        paths += [p for p in (curves, _bits(title, ranked, out / f"{stem}_bits.png")) if p]
+        paths += [
+            p for p in (curves, _bits(title, ranked, out / f"{stem}_bits.png")) if p
+        ]
     return paths

@@ -35,7 +35,9 @@ def read_rows(paths: Iterable[str]) -> list[Row]:
     for path in paths:
         found = sorted(Path(path).glob("**/results/*.json"))
         if not found:
-            raise InputError(f"{path}: no results/*.json below it; run `evaluate` first")
+            raise InputError(
+                f"{path}: no results/*.json below it; run `evaluate` first"
+            )
         for file in found:
             row = read_json(file)
             run = file.parent.parent

@@ -6,7 +6,7 @@ A split is anything with a length and `batch(indices)`; a training split may ins
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,10 @@ from gm.spec import CondSpec
 class Split(Protocol):
     """A finite set of examples, indexable in any order."""
 
-    in_memory: bool  # False: `batch` reads from disk, so training streams it
+    @property
+    def in_memory(self) -> bool:
+        """False: `batch` reads from disk, so training streams it."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -38,6 +41,7 @@ class ArraySplit:
         return len(self.x)
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns (x, cond) of the given examples."""
         return self.x[indices], None if self.cond is None else self.cond[indices]
 
 
@@ -104,7 +108,3 @@ def identify(dataset: Dataset, split: Split) -> tuple[str, np.ndarray]:
         order = sorted(range(len(digests)), key=lambda i: digests[i])
     sha256 = hashlib.sha256(b"".join(digests[i] for i in order)).hexdigest()
     return sha256, np.asarray(order, np.int64)
-
-
-Loader = Callable[..., Dataset]
-Splits = Mapping[str, Split]

@@ -19,7 +19,9 @@ def _read() -> np.ndarray:
     """Returns the file's rows [1797, 65]: 64 pixels and a label."""
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise InputError("--dataset=digits: needs scikit-learn; pip install scikit-learn")
+        raise InputError(
+            "--dataset=digits: needs scikit-learn; pip install scikit-learn"
+        )
     # Read as a file: importing scikit-learn takes two seconds.
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:

@@ -161,6 +161,13 @@ def _integers(x: np.ndarray, where: str) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
+def _unpack(x: np.ndarray, size: int, where: str) -> np.ndarray:
+    """Returns [N, size] of 0 and 1 from bits packed eight to a byte."""
+    if x.dtype != np.uint8 or x.ndim != 2 or size < 1 or x.shape[1] != -(-size // 8):
+        raise InputError(f"{where}: {x.dtype} {x.shape} does not hold {size} bits each")
+    return np.unpackbits(x, axis=1)[:, :size]
+
+
 def _examples(columns: Mapping[str, np.ndarray], path: Path) -> tuple[dict, int]:
     """Returns ({part: uint8 or int32 array}, num_values)."""
     given = {part: columns[part] for part in PARTS if part in columns}
@@ -172,6 +179,9 @@ def _examples(columns: Mapping[str, np.ndarray], path: Path) -> tuple[dict, int]
                 "test, or x or images"
             )
         given = {"train": columns[key]}
+    if "num_bits" in columns:
+        size = int(columns["num_bits"].reshape(-1)[0])
+        given = {part: _unpack(x, size, f"{path}:{part}") for part, x in given.items()}
     given = {part: _integers(x, f"{path}:{part}") for part, x in given.items()}
     if len({x.shape[1:] for x in given.values()}) > 1:
         raise InputError(f"{path}: the splits have examples of different shapes")
@@ -213,8 +223,11 @@ def _labels(columns: Mapping[str, np.ndarray], given: Mapping, where: str) -> An
 
 
 def _load_array(name: str, path: Path, resolution: int | None) -> Dataset:
-    """Loads an .npz or .npy. num_values: the array `num_values` of the .npz, else 2
-    where all are 0 or 1, 256 where all are below 256, else the largest + 1.
+    """Loads an .npz with train, valid, test (or x, or images), or an .npy.
+
+    Optional arrays of the .npz: labels or train_labels etc.; class_names; num_bits, for
+    examples packed eight bits to a byte; num_values, else it is 2 where all are 0 or 1,
+    256 where all are below 256, and the largest + 1 otherwise.
     """
     columns = read_npz(path)
     given, num_values = _examples(columns, path)

@@ -67,8 +67,8 @@ def find(name: str, data_dir: str | None, root: Path | None = None) -> Source:
         found = archives.find(key, given)
         if found and not prepared:
             archive, paths = found
-            identity = archives.fingerprint(key, paths)
-            copy = made / _own(key) / identity[:16] / "1.0.0"
+            identity = archives.fingerprint(key, paths)[:16]
+            copy = made / _own(key) / identity / "1.0.0"
             return Source(
                 key,
                 identity,
@@ -76,8 +76,10 @@ def find(name: str, data_dir: str | None, root: Path | None = None) -> Source:
             )
         roots.insert(0, given)
     for place in roots:
-        if folder := _prepared(place, key) or _converted(place, key):
+        if folder := _prepared(place, key):
             return _copy(key, folder)
+        if folder := _converted(place, key):
+            return Source(key, folder.parent.name, lambda f=folder: f)  # type: ignore
     return _copy(key, _download(name, key, given, made))
 
 
@@ -182,7 +184,7 @@ def _download(name: str, key: str, data_dir: Path | None, root: Path) -> Path:
     try:
         urls = tfds.builder_cls(base).url_infos
     except Exception as error:
-        near = did_you_mean(base, tfds.list_builders())
+        near = did_you_mean(base, tfds.list_builders(with_community_datasets=False))
         raise InputError(
             f"--dataset={name}: not in the TFDS catalogue{near}"
         ) from error
@@ -196,7 +198,9 @@ def _download(name: str, key: str, data_dir: Path | None, root: Path) -> Path:
         f"give --data_dir=DIR with {' or '.join(wanted)} in DIR or DIR/{base}, or run "
         f"python scripts/prepare_data --dataset={name} --data_dir=DIR"
     )
-    if not known:
+    if known:
+        how += " (with pip install -e '.[tf]' TFDS can also download it)"
+    else:
         how += " after pip install -e '.[tf]'"
     if importlib.util.find_spec("tensorflow") is None:
         lacking = archives.lacking(key, data_dir) if data_dir else ""

@@ -28,7 +28,7 @@ class MaskedDense(nn.Module):
     strict: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
 
-    def setup(self):
+    def setup(self) -> None:
         """The masked kernel; its initial scale counts only the inputs let through."""
         low, high = np.asarray(self.in_degrees), np.asarray(self.out_degrees)
         compare = np.less if self.strict else np.less_equal
@@ -69,7 +69,7 @@ class MADE(AutoregressiveModel):
         """How many inputs a symbol has: 1, or one for each value."""
         return self.num_values if self.one_hot and 2 < self.num_values <= 32 else 1
 
-    def setup(self):
+    def setup(self) -> None:
         """Degrees and layers."""
         dims = np.arange(1, self.num_dims + 1)
         inputs = tuple(np.repeat(dims, self.num_features).tolist())
@@ -102,7 +102,7 @@ class MADE(AutoregressiveModel):
     def conditionals(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """x [B, D] -> parameters [B, D, P] of P(x_d | x_<d)."""
+        """X [B, D] -> parameters [B, D, P] of P(x_d | x_<d)."""
         features = self._features(x).reshape(x.shape[0], -1)
         h = self._rest(self.layers[0](features) + self.embed(cond), train)
         return self.head(h).reshape(*x.shape, self.num_params)

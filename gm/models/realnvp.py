@@ -5,9 +5,9 @@ functions of it (paper, eq. 7 to 9):
 
   z = m y + (1 - m) (y exp(s(m y)) + t(m y)),     log|dz/dy| = sum (1 - m) s(m y).
 
-Images: at each scale three checkerboard couplings, a squeeze, three channel couplings,
-and half of the channels are factored out (section 3.6). Sequences and vectors: couplings
-over fixed random halves.
+Images: at each scale checkerboard couplings, a squeeze, channel couplings, and half
+of the channels are factored out (section 3.6). Sequences and vectors: couplings over
+fixed random halves.
 
 Deviations from the paper: a learned scale and shift per channel instead of batch
 normalisation, whose value would depend on an example's neighbours; s is bounded by a
@@ -55,7 +55,7 @@ class Conditioner(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array, cond: jax.Array, train: bool) -> jax.Array:
-        """y [B, H, W, C] or [B, L], cond [B, width] -> [..., features]."""
+        """Y [B, H, W, C] or [B, L], cond [B, width] -> [..., features]."""
 
         def layer(features, **kwargs):
             if self.convolutional:
@@ -68,7 +68,9 @@ class Conditioner(nn.Module):
         for _ in range(self.depth):
             branch = layer(self.width)(nn.silu(h))
             branch = nn.Dropout(self.dropout_rate, deterministic=not train)(branch)
-            h = h + layer(self.width, kernel_init=nn.initializers.zeros)(nn.silu(branch))
+            h = h + layer(self.width, kernel_init=nn.initializers.zeros)(
+                nn.silu(branch)
+            )
         return layer(self.features, kernel_init=nn.initializers.zeros)(nn.silu(h))
 
 
@@ -84,14 +86,19 @@ class Coupling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, y: jax.Array, cond: jax.Array, *, inverse: bool = False, train: bool = False
+        self,
+        y: jax.Array,
+        cond: jax.Array,
+        *,
+        inverse: bool = False,
+        train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """y -> (z, log_det [B]); with inverse=True, z -> (y, -log_det)."""
+        """Y -> (z, log_det [B]); with inverse=True, z -> (y, -log_det)."""
         channels = y.shape[-1]
         log_gain = self.param("log_gain", nn.initializers.zeros, (channels,))
         shift = self.param("shift", nn.initializers.zeros, (channels,))
         bound = self.param("log_scale_bound", nn.initializers.ones, (channels,))
-        m = mask(self.kind, self.parity, y.shape[1:])
+        m = jnp.asarray(mask(self.kind, self.parity, y.shape[1:]))
         if not inverse:
             y = y * jnp.exp(log_gain) + shift
         conditioner = Conditioner(
@@ -121,7 +128,7 @@ class RealNVP(FlowModel):
     logit_alpha: float = 0.05  # y -> logit(alpha + (1 - 2 alpha) y), section 4.1
     dropout_rate: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         """One list of couplings in the order of the forward pass."""
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
         count = self.num_couplings
@@ -147,7 +154,7 @@ class RealNVP(FlowModel):
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
+        """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
         batch = y.shape[0]
         cond = self.embed(cond)
         p = 0.5 + (0.5 - self.logit_alpha) * y  # in (alpha, 1 - alpha)
@@ -168,7 +175,7 @@ class RealNVP(FlowModel):
         return jnp.concatenate([*parts, h.reshape(batch, -1)], axis=1), log_det
 
     def inverse(self, z: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """z [B, D] -> y [B, *shape]."""
+        """Z [B, D] -> y [B, *shape]."""
         cond = self.embed(cond)
         shape, parts = self.shape, []
         for kind in self._plan():  # shapes on the way down, to cut z into its parts

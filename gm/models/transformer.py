@@ -35,7 +35,7 @@ class Block(nn.Module):
         index: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, Any]:
-        """h [B, T, width] -> the same; the cache is None or that of the attention."""
+        """H [B, T, width] -> the same; the cache is None or that of the attention."""
         width = h.shape[-1]
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         attention = CausalSelfAttention(
@@ -59,7 +59,7 @@ class Transformer(AutoregressiveModel):
     num_heads: int = 4
     dropout_rate: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         """Embeddings, blocks, head."""
         if self.width % (2 * self.num_heads):
             raise InputError(
@@ -92,7 +92,7 @@ class Transformer(AutoregressiveModel):
     def conditionals(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """x [B, D] -> parameters [B, D, P] of P(x_d | x_<d)."""
+        """X [B, D] -> parameters [B, D, P] of P(x_d | x_<d)."""
         # Token d carries symbol d-1 and the position of the symbol that it predicts.
         start = jnp.broadcast_to(self.start, (x.shape[0], 1, self.width))
         h = jnp.concatenate([start, self.embed(x[:, :-1])], axis=1)

@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, cond: jax.Array, train: bool) -> jax.Array:
-        """h [B, H, W, width] or [B, width] -> the same."""
+        """H [B, H, W, width] or [B, width] -> the same."""
         width, image = h.shape[-1], h.ndim == 4
         layer = Conv if image else nn.Dense
         cond = nn.Dense(width, dtype=self.dtype, name="cond")(cond)
@@ -95,7 +95,7 @@ class VAE(LatentModel):
         side = 2**self.halvings
         return (self.shape[0] // side, self.shape[1] // side, self.width)
 
-    def setup(self):
+    def setup(self) -> None:
         """Encoder, decoder and the embedding of the condition."""
         levels = 1 + (self.halvings or 0)
         block = (self.dropout_rate, self.dtype)
@@ -115,7 +115,7 @@ class VAE(LatentModel):
     def infer(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """x [B, *shape] -> (mean, log_std) of q(z|x), each [B, num_latents]."""
+        """X [B, *shape] -> (mean, log_std) of q(z|x), each [B, num_latents]."""
         c = self.embed(cond)
         if self.one_hot and self.num_values <= 32:
             h = jax.nn.one_hot(x, self.num_values, dtype=self.dtype)
@@ -137,7 +137,7 @@ class VAE(LatentModel):
     def generate(
         self, z: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """z [B, num_latents] -> parameters of p(x|z), [B, H, W, P] or [B, L, P]."""
+        """Z [B, num_latents] -> parameters of p(x|z), [B, H, W, P] or [B, L, P]."""
         c = self.embed(cond)
         h = self.expand(z.astype(self.dtype)).reshape(-1, *self._grid)
         for level in range(1 + len(self.ups)):
@@ -151,7 +151,7 @@ class VAE(LatentModel):
         return params.reshape(-1, *self.shape, self._outputs)
 
     def log_px_z(self, params: jax.Array, x: jax.Array) -> jax.Array:
-        """log p(x|z), [B]."""
+        """Log p(x|z), [B]."""
         x = x if len(self.shape) == 3 else x[..., None]
         if self.mixtures:
             log_px = discretized_logistic_mixture_log_prob(params, x, self.num_values)

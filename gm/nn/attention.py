@@ -70,7 +70,7 @@ class CausalSelfAttention(nn.Module):
         cache: tuple[jax.Array, jax.Array] | None = None,
         index: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """h [B, T, width] -> [B, T, width], and the cache.
+        """H [B, T, width] -> [B, T, width], and the cache.
 
         Without a cache the T positions see one another; with one, T = 1 and the cache
         holds keys and values [B, heads, D, head_dim] of the positions before `index`.
@@ -82,14 +82,15 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, head_dim]
         q = nn.RMSNorm(dtype=self.dtype, name="norm_q")(q)
         k = nn.RMSNorm(dtype=self.dtype, name="norm_k")(k)
-        cos, sin = rotary_table(coordinates(self.shape), head_dim)
-        if cache is None:
+        table = rotary_table(coordinates(self.shape), head_dim)
+        cos, sin = jnp.asarray(table[0]), jnp.asarray(table[1])
+        if cache is None or index is None:
             q = rotate(q, cos[:length], sin[:length])
             k = rotate(k, cos[:length], sin[:length])
             out = attend(q, k, v, np.tri(length, dtype=bool))
         else:
-            cos, sin = jnp.asarray(cos)[index][None], jnp.asarray(sin)[index][None]
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q = rotate(q, cos[index][None], sin[index][None])
+            k = rotate(k, cos[index][None], sin[index][None])
             keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, index, axis=2)
             values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, index, axis=2)
             cache = (keys, values)

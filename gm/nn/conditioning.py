@@ -37,7 +37,7 @@ class CondEmbedding(nn.Module):
         low, high = jnp.asarray(self.spec.low), jnp.asarray(self.spec.high)
         v = (cond - low) / jnp.maximum(high - low, 1e-6)  # [B, size]
         angles = math.pi * v[..., None] * 2.0 ** jnp.arange(NUM_FREQUENCIES)
-        features = [v[..., None], jnp.sin(angles), jnp.cos(angles)]
-        features = jnp.concatenate(features, -1).reshape(v.shape[0], -1)
+        waves = [v[..., None], jnp.sin(angles), jnp.cos(angles)]
+        features = jnp.concatenate(waves, -1).reshape(v.shape[0], -1)
         h = nn.Dense(self.width, dtype=self.dtype)(features)
         return nn.Dense(self.width, dtype=self.dtype)(nn.silu(h))
