@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Flags of this launcher; `train --evaluate` brings its own."""
     flags.DEFINE_string("workdir", None, "directory of a trained run")
-    flags.DEFINE_string("split", "test", "train, valid or test")
+    flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "which examples")
     flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
     flags.DEFINE_integer(
         "num_importance_samples", 1, "draws per example (not for ELBOs)"
@@ -72,8 +72,6 @@ def evaluate_run(
     from gm.likelihood import bits
     from gm.writer import Progress
 
-    if split not in ("train", "valid", "test"):
-        raise InputError(f"--split={split}: give train, valid or test")
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: give 1 or more")
     found = trained.load(workdir, checkpoint)

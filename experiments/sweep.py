@@ -34,7 +34,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool("dry_run", False, "print the cells, parameters, FLOPs and memory")
 flags.DEFINE_integer("jobs", 1, "cells at a time; the cores are shared out among them")
-flags.DEFINE_string("evaluate", "test", "split to evaluate")
+flags.DEFINE_enum("evaluate", "test", ["train", "valid", "test"], "split to evaluate")
 flags.DEFINE_integer("num_importance_samples", 64, "for models that are bounds")
 launcher.define_run_flags()
 launcher.define_train_flags()

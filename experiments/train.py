@@ -21,7 +21,9 @@ flags.DEFINE_string("workdir", None, "directory of the run")
 flags.DEFINE_string(
     "preset", None, "flags of experiments/presets.py, such as digits/vae"
 )
-flags.DEFINE_string("evaluate", None, "split to evaluate when training has ended")
+flags.DEFINE_enum(
+    "evaluate", None, ["train", "valid", "test"], "split to evaluate at the end"
+)
 flags.DEFINE_integer("num_importance_samples", 1, "with --evaluate")
 flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs and memory; do not train")
 launcher.define_run_flags()
@@ -34,6 +36,8 @@ STOPPED = 83  # exit status after SIGTERM with the state saved
 def _configure():
     """(config, dataset, model): what can be wrong with the flags is found here."""
     from gm import data
+    from gm.evaluate import check_importance_samples
+    from gm.feed import check_batch_size
     from gm.model import build
 
     if FLAGS.preset:
@@ -51,6 +55,10 @@ def _configure():
         conditional=config.conditional,
         precision=config.precision,
     )
+    check_batch_size(dataset, config.train.batch_size)
+    check_importance_samples(model, config.train.valid_samples, "valid_samples")
+    if FLAGS.evaluate:
+        check_importance_samples(model, FLAGS.num_importance_samples)
     return config, dataset, model
 
 

@@ -58,7 +58,9 @@ def example_log_prob(
     return logmeanexp(log_px), jax.tree.map(lambda t: t.mean(0), terms)
 
 
-def check_importance_samples(model: LikelihoodModel, num_samples: int) -> int:
+def check_importance_samples(
+    model: LikelihoodModel, num_samples: int, flag: str = "num_importance_samples"
+) -> int:
     """Returns how many draws to take: 1 where the likelihood is exact.
 
     Raises:
@@ -66,10 +68,10 @@ def check_importance_samples(model: LikelihoodModel, num_samples: int) -> int:
         draws would not be a bound.
     """
     if num_samples < 1:
-        raise InputError(f"--num_importance_samples={num_samples}: give 1 or more")
+        raise InputError(f"--{flag}={num_samples}: give 1 or more")
     if model.estimate is Estimate.ELBO and num_samples > 1:
         raise InputError(
-            f"--num_importance_samples={num_samples}: {type(model).__name__} estimates "
+            f"--{flag}={num_samples}: {type(model).__name__} estimates "
             "an ELBO, over whose draws logmeanexp is not a bound; give 1"
         )
     return 1 if model.estimate is Estimate.EXACT else num_samples

@@ -27,6 +27,17 @@ class Feed:
     xs: Callable[[int, int], Any]  # (first step, how many) -> leading axis of steps
 
 
+def check_batch_size(dataset: Dataset, batch_size: int) -> None:
+    """Raises InputError for a batch that the train split or the devices do not allow."""
+    sharding.check_batch_size(sharding.make_mesh(), batch_size, "batch_size")
+    source = dataset.train
+    if not isinstance(source, Fresh) and batch_size > len(source):
+        raise InputError(
+            f"--batch_size={batch_size}: the train split of {dataset.name} has only "
+            f"{len(source)} examples; give at most that"
+        )
+
+
 def make_feed(
     dataset: Dataset,
     config: TrainConfig,
@@ -43,6 +54,7 @@ def make_feed(
       InputError: a train split smaller than a batch.
     """
     source, size = dataset.train, config.batch_size
+    check_batch_size(dataset, size)
     # A rollback must not meet the same batches again.
     seed = config.seed + (rollbacks << 32)
     if isinstance(source, Fresh):
@@ -54,11 +66,6 @@ def make_feed(
         key = jax.random.fold_in(jax.random.key(config.seed), 2 + rollbacks)
         return Feed(
             sharding.replicate(mesh, key), draw_fresh, lambda s, n: np.arange(s, s + n)
-        )
-    if size > len(source):
-        raise InputError(
-            f"--batch_size={size}: the train split of {dataset.name} has only "
-            f"{len(source)} examples; give at most that"
         )
 
     def indices(step, count=1):

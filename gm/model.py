@@ -186,8 +186,31 @@ def build(
         precision=precision,
         **(settings or {}),
     )
-    jax.eval_shape(lambda: init_params(model, jax.random.key(0)))  # refuses bad fields
+    _check_fields(model, settings or {})
     return model
+
+
+def _check_fields(model: LikelihoodModel, settings: Mapping[str, Any]) -> None:
+    """Refuses settings of which no network can be made, such as width=0."""
+    told = ", ".join(f"--set={k}={v}" for k, v in settings.items())
+    name = type(model).__name__
+    try:
+        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    except InputError:
+        raise
+    except Exception as error:
+        if not settings:
+            raise  # the model itself is broken: its traceback helps
+        what = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{told}: {name} cannot be built so ({type(error).__name__}: {what})"
+        ) from error
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.size == 0:
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise InputError(
+                f"{told or name}: {where} would be empty, {leaf.shape}; give sizes from 1"
+            )
 
 
 def example(model: LikelihoodModel, batch_size: int = 1) -> tuple[Any, Any]:

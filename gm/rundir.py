@@ -41,6 +41,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
 
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with its inner dictionaries as `settings.width` and so on."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{k}": v for k, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
 class RunDirectory:
     """The directory of one run. Create with `open_for_training` or `open_to_read`."""
 
@@ -128,15 +139,15 @@ class RunDirectory:
         path = self.path / "config.json"
         config = json.loads(json.dumps(config, allow_nan=False))
         if path.exists():
-            old = self.config()
+            old, new = _fields(self.config()), _fields(config)
             names = [
                 n
-                for n in sorted(set(old) | set(config))
-                if old.get(n) != config.get(n) and n not in may_change
+                for n in sorted(set(old) | set(new))
+                if old.get(n) != new.get(n) and n not in may_change
             ]
             if names:
                 told = ", ".join(
-                    f"{n} is {config.get(n)!r}, was {old.get(n)!r}" for n in names
+                    f"{n} is {new.get(n)!r}, was {old.get(n)!r}" for n in names
                 )
                 raise InputError(
                     f"--workdir={self.path}: holds a run of another configuration: "

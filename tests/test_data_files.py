@@ -281,7 +281,8 @@ def test_script_turns_a_mosaic_into_an_npz(tmp_path):
     output = tmp_path / "out.npz"
     done = run_script(f"--train={tmp_path}/m.webp", f"--test={tmp_path}/m.webp",
                       "--tile=4", f"--train_labels={tmp_path}/l.npz:y",
-                      f"--output={output}", f"--test_labels={tmp_path}/l.npz:y")  # fmt: skip
+                      f"--output={output}",
+                      f"--test_labels={tmp_path}/l.npz:y")  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = load(f"files:{output}")
     np.testing.assert_array_equal(data.test.x, tiles)

@@ -7,6 +7,8 @@ import path, is imported only when the data set is asked for.
 import dataclasses
 import importlib
 
+import numpy as np
+
 from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
 from gm.errors import InputError, did_you_mean
 
@@ -17,6 +19,7 @@ __all__ = [
     "Entry",
     "Fresh",
     "Split",
+    "encode_like",
     "identify",
     "load",
 ]
@@ -238,4 +241,49 @@ def load(
     module, function = path.split(":")
     return getattr(importlib.import_module(module), function)(
         name, resolution=resolution, data_dir=data_dir
+    )
+
+
+def encode_like(dataset: Dataset, symbols: str | None) -> Dataset:
+    """Renumbers the characters of a text as another text has them.
+
+    Args:
+      dataset: text; anything else is returned as it is.
+      symbols: `Dataset.symbols` of the other text, on which a model was trained.
+
+    Raises:
+      InputError: a character that is not in `symbols` (the first is named, with its
+        line and column), or `symbols` is None.
+    """
+    if dataset.symbols is None or dataset.symbols == symbols:
+        return dataset
+    if symbols is None:
+        raise InputError(
+            f"--dataset={dataset.name}: a text; the run was not trained on text"
+        )
+    from gm.data.files import encode_text
+
+    own = dataset.symbols
+    dtype = np.uint8 if len(symbols) <= 256 else np.int32
+
+    def renumber(part: str) -> ArraySplit:
+        x = dataset.split(part).x
+        # The train windows of a text start at every character.
+        overlap = dataset.ordered and part == "train"
+        values = np.concatenate([x[:, 0], x[-1, 1:]]) if overlap else x.reshape(-1)
+        text = "".join(own[v] for v in values.tolist())
+        where = f"--dataset={dataset.name}, {part} part"
+        values = encode_text(text, symbols, where).astype(dtype)
+        if overlap:
+            windows = np.lib.stride_tricks.sliding_window_view(values, x.shape[1])
+            return ArraySplit(windows)
+        return ArraySplit(values.reshape(x.shape))
+
+    return dataclasses.replace(
+        dataset,
+        num_values=len(symbols),
+        symbols=symbols,
+        train=renumber("train"),
+        valid=renumber("valid"),
+        test=renumber("test"),
     )

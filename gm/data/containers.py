@@ -20,8 +20,14 @@ from gm.errors import InputError
 
 
 @contextlib.contextmanager
-def reading(path: Path, right: str) -> Iterator[None]:
-    """Turns whatever a decoder raises on a damaged file into one InputError line."""
+def reading(path: Path, right: str, then: str = "fetch it again") -> Iterator[None]:
+    """Turns whatever a decoder raises on a damaged file into one InputError line.
+
+    Args:
+      path: the file or folder, for the message.
+      right: what it should be.
+      then: what the user can do.
+    """
     try:
         yield
     except InputError:
@@ -29,7 +35,7 @@ def reading(path: Path, right: str) -> Iterator[None]:
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         what = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{path}: damaged, truncated or not {right} ({what}); fetch it again"
+            f"{path}: damaged, truncated or not {right} ({what}); {then}"
         ) from error
 
 

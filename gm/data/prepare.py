@@ -56,7 +56,9 @@ def find(name: str, data_dir: str | None, root: Path | None = None) -> Source:
         )
     made = root or stream.cache_dir("tfds")
     roots = [Path("~/tensorflow_datasets").expanduser(), made]
-    if os.environ.get("TFDS_DATA_DIR"):
+    if root is not None:
+        roots = [root]
+    elif os.environ.get("TFDS_DATA_DIR"):
         roots.insert(0, Path(os.environ["TFDS_DATA_DIR"]).expanduser())
     given = None
     if data_dir is not None:
@@ -172,6 +174,21 @@ def _convert(
     return copy
 
 
+def _advice(name: str, key: str, files: list[str]) -> str:
+    """Returns which archives would do, and the command that prepares them."""
+    known = archives.ARCHIVES.get(key, ())
+    wanted = [", ".join(archive.files) for archive in known]
+    wanted = wanted or [", ".join(archives.STOCK_FILES.get(key, sorted(files)))]
+    how = (
+        f"give --data_dir=DIR with {' or '.join(wanted)} in DIR or DIR/"
+        f"{key.split('/')[0]}, or run "
+        f"python scripts/prepare_data --dataset={name} --data_dir=DIR"
+    )
+    if known:
+        return f"{how} (with pip install -e '.[tf]' TFDS can also download it)"
+    return f"{how} after pip install -e '.[tf]', as TensorFlow has to prepare it"
+
+
 def _download(name: str, key: str, data_dir: Path | None, root: Path) -> Path:
     """Lets TFDS download and prepare a data set (which needs TensorFlow).
 
@@ -188,33 +205,16 @@ def _download(name: str, key: str, data_dir: Path | None, root: Path) -> Path:
         raise InputError(
             f"--dataset={name}: not in the TFDS catalogue{near}"
         ) from error
-    known = archives.ARCHIVES.get(key, ())
-    wanted = [", ".join(a.files) for a in known] or [
-        ", ".join(
-            archives.STOCK_FILES.get(key, sorted(u.filename for u in urls.values()))
-        )
-    ]
-    how = (
-        f"give --data_dir=DIR with {' or '.join(wanted)} in DIR or DIR/{base}, or run "
-        f"python scripts/prepare_data --dataset={name} --data_dir=DIR"
-    )
-    if known:
-        how += " (with pip install -e '.[tf]' TFDS can also download it)"
-    else:
-        how += " after pip install -e '.[tf]'"
+    how = _advice(name, key, [url.filename for url in urls.values()])
     if importlib.util.find_spec("tensorflow") is None:
         lacking = archives.lacking(key, data_dir) if data_dir else ""
-        to_load = (
-            "" if known else " and TensorFlow, which prepares it, is not installed"
-        )
-        raise InputError(f"--dataset={name}: not found{to_load}{lacking}; {how}")
+        raise InputError(f"--dataset={name}: not found{lacking}; {how}")
     folders = [data_dir / base, data_dir] if data_dir else []
     manual = [
         f for f in folders if any((f / u.filename).is_file() for u in urls.values())
     ]
-    downloads = (
-        root / "downloads" / stream.slug(key)
-    )  # of its own: archives share names
+    # A folder of its own, as mnist, fashion_mnist and kmnist share file names.
+    downloads = root / "downloads" / stream.slug(key)
     config = tfds.download.DownloadConfig(
         manual_dir=str(manual[0]) if manual else None,
         extract_dir=str(downloads / "extracted"),

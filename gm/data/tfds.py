@@ -4,6 +4,7 @@
 memory-mapped arrays in the cache, or streamed where they exceed GM_MEMORY_LIMIT_MB.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -82,6 +83,10 @@ def _dataset(
     )
 
 
+def _opened(folder: Path) -> contextlib.AbstractContextManager:
+    return reading(folder, "prepared by TFDS", "delete it to have it prepared again")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Records:
     """A prepared copy: what its records hold and where they are."""
@@ -96,7 +101,7 @@ class _Records:
 
     def source(self, part: str) -> Any:
         """Returns the records of a part, indexable in any order."""
-        with reading(self.builder.data_path, "a copy prepared by TFDS"):
+        with _opened(self.builder.data_path):
             return self.builder.as_data_source(split=self.splits[part])
 
     def shape(self, resolution: int | None) -> tuple[int, ...]:
@@ -141,7 +146,7 @@ def _open(name: str, key: str, folder: Path) -> _Records:
     """
     import tensorflow_datasets as tfds
 
-    with reading(folder, "a copy prepared by TFDS"):
+    with _opened(folder):
         builder = tfds.builder_from_directory(str(folder))
         features = dict(builder.info.features.items())
     images = [
@@ -192,7 +197,7 @@ def _note(records: _Records, resolution: int | None, rule: str) -> str:
 def _decode(records: _Records, resolution: int | None) -> tuple[dict, stream.Arrays]:
     """Returns (facts, arrays) of all splits, for the cache."""
     given, digests = {}, []
-    with reading(records.builder.data_path, "a copy prepared by TFDS"):
+    with _opened(records.builder.data_path):
         for part, size in records.sizes.items():
             source = records.source(part)
             x = np.empty((size, *records.shape(resolution)), np.uint8)
@@ -231,7 +236,7 @@ def _streamed(
         source = records.source(part if part in records.splits else "train")
 
         def read(indices: list[int]) -> stream.Batch:
-            with reading(records.builder.data_path, "a copy prepared by TFDS"):
+            with _opened(records.builder.data_path):
                 return records.arrays(source.__getitems__(indices), resolution)
 
         return read

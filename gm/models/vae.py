@@ -37,7 +37,6 @@ class ResidualBlock(nn.Module):
         """H [B, H, W, width] or [B, width] -> the same."""
         width, image = h.shape[-1], h.ndim == 4
         layer = Conv if image else nn.Dense
-        cond = nn.Dense(width, dtype=self.dtype, name="cond")(cond)
         branch = nn.LayerNorm(dtype=self.dtype)(h)  # over channels, not over space
         branch = layer(width, dtype=self.dtype)(branch)
         branch = nn.silu(branch + (cond[:, None, None] if image else cond))

@@ -1,0 +1,45 @@
+"""Options and fixtures.
+
+`pytest tests/test_models.py --model=my_package.my_model` runs the contract tests on a
+model of your own, from the directory where `import my_package.my_model` works.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Programs compiled by one test session are found again by the next.
+_CACHE = Path(os.environ.get("GM_CACHE_DIR", "~/.cache/gm")).expanduser()
+_CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--model",
+        action="append",
+        default=[],
+        help="import path of a model to run the contract tests on, in place of gm's",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    """Collects gm/models/* by itself: a new file is tested without an edit here."""
+    if "model_name" in metafunc.fixturenames:
+        from gm.model import model_names
+
+        sys.path.insert(0, os.getcwd())
+        names = metafunc.config.getoption("--model") or model_names()
+        metafunc.parametrize("model_name", names)
+
+
+@pytest.fixture(scope="session")
+def raw_data():
+    """The folder of raw archives that some tests need."""
+    path = os.environ.get("GM_DATA_DIR")
+    if not path:
+        pytest.skip("GM_DATA_DIR is not set: no raw data archives to test on")
+    return path
