@@ -1,6 +1,7 @@
 """What the launchers share: flags from dataclasses, and one line for a user's mistake."""
 
 import dataclasses
+import logging as stdlib_logging
 import os
 import sys
 from collections.abc import Callable
@@ -125,6 +126,23 @@ def _parse_flags(argv):
     return rest
 
 
+def _quiet_orbax():
+    """Orbax and TensorStore also print, with tracebacks, what they raise."""
+
+    def wanted(record):
+        return "/orbax/checkpoint/" not in record.pathname + record.getMessage()
+
+    for name in ("absl", "asyncio"):
+        stdlib_logging.getLogger(name).addFilter(wanted)
+    show = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":  # a write given up
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _wants_help(argv):
     return any(
         a in ("--help", "-h", "--helpfull", "--helpshort", "-help") for a in argv
@@ -136,7 +154,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded(argv):
         if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step it takes
+            logging.set_verbosity(logging.WARNING)
+            _quiet_orbax()
         try:
             return main(argv)
         except InputError as error:

@@ -97,7 +97,6 @@ def main(argv: list[str]) -> None:
     image = len(model.shape) == 3
     default = found.run.path / "samples" / f"step_{found.meta['step']}"
     output = Path(FLAGS.output or default.with_suffix(".png" if image else ".txt"))
-    output.parent.mkdir(parents=True, exist_ok=True)
     if image:
         import io
 

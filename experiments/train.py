@@ -103,19 +103,21 @@ def main(argv: list[str]) -> int:
     """Trains, then evaluates where asked."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
-    received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, frame: received.append(n))
     configured = _configure()
     if FLAGS.dry_run:
         _dry_run(*configured)
         return 0
     trainer = _prepare(*configured)
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(n, lambda n, _: received.append(n)) for n in numbers]
     try:
         ended = trainer.fit(should_stop=lambda: bool(received))
         digest = trainer.digest()
     finally:
         trainer.close()
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
     print(f"step {trainer.step}, state sha256 {digest}", file=sys.stderr)
     if not ended:
         print(

@@ -7,7 +7,10 @@ and the one before is tried; nothing damaged is ever used.
 
 import errno
 import hashlib
+import json
 import logging
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,9 @@ def flatten(tree: Any) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
+            abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+            data = jax.random.key_data
+            leaf = jax.eval_shape(data, leaf) if abstract else data(leaf)
         flat[name] = leaf
     return flat
 
@@ -59,16 +64,31 @@ def state_digest(tree: Any) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _meta_digest(meta):
+    """sha256 of what is stored beside the arrays."""
+    rest = {k: v for k, v in meta.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 class Checkpoints:
     """The checkpoints of a run under one directory, newest last."""
 
-    def __init__(self, directory: Path, keep: int | None = 3):
-        """Opens (and creates) the directory; `keep` limits how many steps stay."""
+    def __init__(self, directory: Path, keep: int | None = 3, writable: bool = True):
+        """Opens (and creates) the directory.
+
+        Args:
+          directory: where Orbax alone writes.
+          keep: how many steps stay; None: all.
+          writable: False: nothing is changed, since a training run may be writing here.
+        """
         self.directory = Path(directory).absolute()
+        self.writable = writable
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            cleanup_tmp_directories=True,
+            read_only=not writable,
+            max_to_keep=keep if writable else None,
+            create=writable,
+            cleanup_tmp_directories=writable,
             # Asynchronous creation hangs at exit where the disk is read-only.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -85,11 +105,12 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
         """Starts writing a step in the background; an existing step is left alone."""
-        self.check()
+        self.wait()  # so that a failure is told of the step that it happened in
         if step in self.steps():
             return
         flat = jax.device_get(flatten(tree))
         meta = dict(meta, digests=leaf_digests(flat))
+        meta["sha256"] = _meta_digest(meta)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta)
         )
@@ -111,11 +132,13 @@ class Checkpoints:
             self._manager.delete(later)
 
     def _failed(self, error):
-        last = self.steps()[-1:] or "none"
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        what = os.strerror(int(code[1])) if code else _one_line(error)
+        good = ", ".join(str(s) for s in self.steps() if s != self._saving)
         return InputError(
             f"{self.directory}: checkpoint of step {self._saving} could not be written "
-            f"({error}); free some space and start the same command again "
-            f"(last good step: {last[0] if last != 'none' else 'none'})"
+            f"({what}); free some space and start the same command again "
+            f"(steps that are safe there: {good or 'none'})"
         )
 
     def check(self) -> None:
@@ -153,7 +176,7 @@ class Checkpoints:
             meta = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             ).meta
-            wanted = meta["digests"]
+            wanted, told = meta["digests"], meta.pop("sha256")
             flat = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
             ).state
@@ -165,6 +188,8 @@ class Checkpoints:
             raise ValueError(str(error)) from None
         except Exception as error:  # whatever Orbax raises on a damaged file
             raise ValueError(f"{type(error).__name__}: {error}") from None
+        if told != _meta_digest(meta):
+            raise ValueError("the digest of its meta data does not match")
         found = leaf_digests(flat)
         for name in sorted(set(wanted) | set(found)):
             if wanted.get(name) != found.get(name):
@@ -201,19 +226,24 @@ class Checkpoints:
                         f"steps here: {self.steps()}"
                     ) from None
                 logging.warning(
-                    "%s: damaged (%s); moved to corrupt-%d, trying the one before",
-                    where,
-                    _one_line(error),
-                    candidate,
+                    "%s: damaged (%s); trying the one before", where, _one_line(error)
                 )
-                where.rename(where.with_name(f"corrupt-{candidate}"))
-                self._manager.reload()
+                if self.writable:
+                    self._move_aside(where)
                 continue
             if like is None:
                 return candidate, flat, meta
             self._check_spec(flatten(like), flat, candidate)
             return candidate, _unflatten(like, flat), meta
         return None
+
+    def _move_aside(self, where):
+        """Renames a damaged step `corrupt-N`: Orbax sees it no more, a person can."""
+        name, count = f"corrupt-{where.name}", 1
+        while os.path.lexists(where.with_name(name)):
+            name, count = f"corrupt-{where.name}-{count}", count + 1
+        where.rename(where.with_name(name))
+        self._manager.reload()
 
     def select(self, flat: Mapping[str, Any], prefix: str, like: Any, step: int) -> Any:
         """The subtree under `prefix` of a flat checkpoint, with the structure of `like`.

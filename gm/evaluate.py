@@ -237,7 +237,6 @@ def write_result(
 
     from gm.rundir import write_json, write_whole
 
-    directory.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.save(buffer, nats)
     write_whole(directory / f"{split_name}.nats.npy", buffer.getvalue())

@@ -183,6 +183,8 @@ class Trainer:
         progress = Progress(self.run.path.name, config.num_steps, self.step)
         logged: list[dict[str, np.ndarray]] = []
         begin = time.monotonic() - self.seconds
+        if self.step >= config.valid_every and not self.best.steps():
+            self.validate()  # the best one was damaged: there must be one again
         # Dispatches end at multiples of steps_per_dispatch wherever a run resumes, so
         # that the same programs run on the same steps.
         while self.step < config.num_steps and not should_stop():

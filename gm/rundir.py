@@ -1,5 +1,6 @@
 """A run directory: one owner at a time, one configuration, files written whole."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,16 +13,24 @@ from gm.errors import InputError
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
+    """Writes a file so that a reader sees the old content or the new, never a part.
+
+    Its directory is created where it is missing.
+
+    Raises:
+      InputError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 

@@ -84,13 +84,13 @@ def load(path: str | os.PathLike, checkpoint: str = "best") -> Trained:
     directory = run.checkpoints / kind
     if not directory.is_dir():
         raise InputError(f"--workdir={path}: no checkpoint yet; let the training run")
-    store = Checkpoints(directory, keep=None)
+    store = Checkpoints(directory, writable=False)
     found = store.restore(step=step)
     store.close()
     if found is None:
         raise InputError(
             f"--workdir={path}: no sound {kind} checkpoint; start its training command "
-            "again"
+            f"again{', or give --checkpoint=latest' if kind == 'best' else ''}"
         )
     step, flat, meta = found
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -54,14 +54,18 @@ class Metrics:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise InputError(
-                f"{self._file.name}: cannot be written ({error.strerror})"
-            ) from None
+            raise self._failed(error) from None
         self.rows.append(row)
+
+    def _failed(self, error):
+        return InputError(f"{self._file.name}: cannot be written ({error.strerror})")
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        try:
+            self._file.close()  # writes what is still buffered
+        except OSError as error:
+            raise self._failed(error) from None
 
 
 def _clock(seconds):

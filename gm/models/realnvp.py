@@ -11,7 +11,9 @@ fixed random halves.
 
 Deviations from the paper: a learned scale and shift per channel instead of batch
 normalisation, whose value would depend on an example's neighbours; s is bounded by a
-scaled tanh.
+scaled tanh; the data are mapped to R^D by the normal quantile function instead of a logit
+that leaves a margin, so the model is a distribution on the data's range alone and the
+untrained one is uniform.
 """
 
 import math
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm.flow import FlowModel
-from gm.likelihood import sum_dims
+from gm.likelihood import normal_log_prob, sum_dims
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.convolution import Conv, depth_to_space, num_halvings, space_to_depth
 
@@ -41,6 +43,16 @@ def mask(kind: str, parity: int, shape: tuple[int, ...]) -> np.ndarray:
         channels = np.random.default_rng(parity // 2).permutation(channels)
     first = channels < shape[-1] // 2
     return (first if parity % 2 == 0 else ~first).astype(np.float32)
+
+
+def to_normal(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The normal quantile of y in [-1, 1), and its log-slope, elementwise.
+
+    It maps the cube onto all of R^D, so that no mass lies outside the data's range.
+    """
+    p = jnp.clip((y + 1) / 2, 1e-6, 1 - 1e-6)  # rounding may have given y = 1
+    h = jax.scipy.special.ndtri(p)
+    return h, -normal_log_prob(h) - math.log(2)
 
 
 class Conditioner(nn.Module):
@@ -125,7 +137,6 @@ class RealNVP(FlowModel):
     width: int = 64
     depth: int = 2  # residual blocks in a coupling's network
     num_couplings: int = 4  # of each kind at each scale; of all for vectors
-    logit_alpha: float = 0.05  # y -> logit(alpha + (1 - 2 alpha) y), section 4.1
     dropout_rate: float = 0.0
 
     def setup(self) -> None:
@@ -157,9 +168,7 @@ class RealNVP(FlowModel):
         """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
         batch = y.shape[0]
         cond = self.embed(cond)
-        p = 0.5 + (0.5 - self.logit_alpha) * y  # in (alpha, 1 - alpha)
-        h = jnp.log(p) - jnp.log1p(-p)
-        log_slope = math.log(0.5 - self.logit_alpha) - jnp.log(p) - jnp.log1p(-p)
+        h, log_slope = to_normal(y)
         log_det = sum_dims(log_slope)
         couplings, parts = iter(self.couplings), []
         for kind in self._plan():
@@ -197,7 +206,7 @@ class RealNVP(FlowModel):
             else:
                 for _ in range(self.num_couplings):
                     h, _ = next(couplings)(h, cond, inverse=True)
-        return (nn.sigmoid(h) - 0.5) / (0.5 - self.logit_alpha)
+        return 2 * jax.scipy.special.ndtr(h) - 1
 
 
 Model = RealNVP

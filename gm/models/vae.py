@@ -104,7 +104,9 @@ class VAE(LatentModel):
         self.stem = stem(self.width, **dense)
         self.encoder = [ResidualBlock(*block) for _ in range(levels * self.depth)]
         self.downs = [nn.Dense(self.width, **dense) for _ in range(levels - 1)]
-        self.posterior = nn.Dense(2 * self.num_latents, **dense)
+        # Starts as the prior, whatever x is: weights of finite variance from the start.
+        zeros = nn.initializers.zeros
+        self.posterior = nn.Dense(2 * self.num_latents, kernel_init=zeros, **dense)
         self.expand = nn.Dense(math.prod(self._grid), **dense)
         self.decoder = [ResidualBlock(*block) for _ in range(levels * self.depth)]
         self.ups = [nn.Dense(4 * self.width, **dense) for _ in range(levels - 1)]
