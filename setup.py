@@ -1,4 +1,4 @@
-"""Installation of gm. Pinned versions live in constraints.txt (made by scripts/lock)."""
+"""Installation of gm. Pinned versions: constraints.txt, whose head says how it is made."""
 
 from setuptools import find_packages, setup
 

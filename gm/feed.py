@@ -13,7 +13,7 @@ import numpy as np
 
 from gm import sharding
 from gm.config import TrainConfig
-from gm.data.dataset import Dataset, Fresh, Split
+from gm.data.dataset import Dataset, Fresh, Split, WindowSplit
 from gm.data.order import batch_indices
 from gm.errors import InputError
 
@@ -72,16 +72,25 @@ def make_feed(
         return batch_indices(seed, len(source), size, step, count)
 
     if source.in_memory:
-        x, cond = source.batch(np.arange(len(source)))
-        data = sharding.replicate(mesh, (x, cond if conditional else None))
-
-        def gather(data, index):
-            return jax.tree.map(lambda a: a[index], data)
-
+        data, gather = _resident(source, conditional)
         return Feed(
-            data, gather, lambda s, n: sharding.split(mesh, indices(s, n), axis=1)
+            sharding.replicate(mesh, data),
+            gather,
+            lambda s, n: sharding.split(mesh, indices(s, n), axis=1),
         )
     return _stream_feed(source, indices, config, conditional, mesh)
+
+
+def _resident(
+    source: Split, conditional: bool
+) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """The arrays of a split, and how a batch is gathered from them by index."""
+    if isinstance(source, WindowSplit):
+        offsets = np.arange(source.length)
+        return source.sequence, lambda data, i: (data[i[:, None] + offsets], None)
+    x, cond = source.batch(np.arange(len(source)))
+    data = (x, cond if conditional else None)
+    return data, lambda data, i: jax.tree.map(lambda a: a[i], data)
 
 
 def _stream_feed(

@@ -63,16 +63,19 @@ def init_state(
 ) -> TrainState:
     """The state before the first step."""
     params = init_params(model, jax.random.key(seed))
-    zero = jnp.zeros((), jnp.int32)
+
+    def zero():  # a buffer each, since the state is donated
+        return jnp.zeros((), jnp.int32)
+
     return TrainState(
-        step=zero,
+        step=zero(),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         key=jax.random.fold_in(jax.random.key(seed), 1),
-        skipped=zero,
-        skipped_in_a_row=zero,
-        rollbacks=zero,
+        skipped=zero(),
+        skipped_in_a_row=zero(),
+        rollbacks=zero(),
     )
 
 
@@ -115,7 +118,7 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
     (bpd, terms), grads = _gradient(model, state.params, batch, key, config.accumulate)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(bpd) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

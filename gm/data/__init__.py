@@ -9,7 +9,7 @@ import importlib
 
 import numpy as np
 
-from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
+from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, WindowSplit, identify
 from gm.errors import InputError, did_you_mean
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Entry",
     "Fresh",
     "Split",
+    "WindowSplit",
     "encode_like",
     "identify",
     "load",
@@ -266,18 +267,15 @@ def encode_like(dataset: Dataset, symbols: str | None) -> Dataset:
     own = dataset.symbols
     dtype = np.uint8 if len(symbols) <= 256 else np.int32
 
-    def renumber(part: str) -> ArraySplit:
-        x = dataset.split(part).x
-        # The train windows of a text start at every character.
-        overlap = dataset.ordered and part == "train"
-        values = np.concatenate([x[:, 0], x[-1, 1:]]) if overlap else x.reshape(-1)
-        text = "".join(own[v] for v in values.tolist())
+    def renumber(part):
+        split = dataset.split(part)
+        old = split.sequence if isinstance(split, WindowSplit) else split.x
+        text = "".join(own[v] for v in old.ravel().tolist())
         where = f"--dataset={dataset.name}, {part} part"
-        values = encode_text(text, symbols, where).astype(dtype)
-        if overlap:
-            windows = np.lib.stride_tricks.sliding_window_view(values, x.shape[1])
-            return ArraySplit(windows)
-        return ArraySplit(values.reshape(x.shape))
+        values = encode_text(text, symbols, where).astype(dtype).reshape(old.shape)
+        if isinstance(split, WindowSplit):
+            return WindowSplit(values, split.length)
+        return ArraySplit(values)
 
     return dataclasses.replace(
         dataset,

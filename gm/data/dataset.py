@@ -46,6 +46,24 @@ class ArraySplit:
 
 
 @dataclasses.dataclass(frozen=True)
+class WindowSplit:
+    """Every window of a sequence, which is held once: example i starts at symbol i."""
+
+    sequence: np.ndarray  # [T] integers
+    length: int
+    in_memory: bool = True
+
+    def __len__(self) -> int:
+        return len(self.sequence) - self.length + 1
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns (x [n, length], None)."""
+        return self.sequence[
+            np.asarray(indices)[:, None] + np.arange(self.length)
+        ], None
+
+
+@dataclasses.dataclass(frozen=True)
 class Fresh:
     """A distribution to train on directly: every step sees new examples."""
 

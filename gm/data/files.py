@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gm.data.containers import check_size, read_npz
-from gm.data.dataset import ArraySplit, Dataset
+from gm.data.dataset import ArraySplit, Dataset, WindowSplit
 from gm.data.folder import SUFFIXES, load_folder
 from gm.data.resize import area_resize
 from gm.data.splits import PARTS, complete
@@ -125,10 +125,7 @@ def text_dataset(
         shape=(length,),
         num_values=len(symbols),
         unit="char",
-        # A view: all windows take the memory of the text once.
-        train=ArraySplit(
-            np.lib.stride_tricks.sliding_window_view(values["train"], length)
-        ),
+        train=WindowSplit(values["train"], length),
         valid=ArraySplit(whole["valid"]),
         test=ArraySplit(whole["test"]),
         preprocessing=(

@@ -1,0 +1,176 @@
+"""The step, the order of the data, the loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gm import data, sharding
+from gm.config import TrainConfig
+from gm.data.dataset import ArraySplit, Dataset, Fresh, WindowSplit
+from gm.data.order import batch_indices
+from gm.errors import InputError
+from gm.feed import make_feed
+from gm.fit import Trainer
+from gm.model import build
+from gm.rundir import RunDirectory
+from gm.train import init_state, make_optimizer, train_step, train_steps
+from gm.writer import read_metrics
+
+
+@given(
+    num_examples=st.integers(1, 50),
+    batch_size=st.integers(1, 50),
+    step=st.integers(0, 30),
+    seed=st.integers(0, 2**40),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_epoch_is_a_permutation(num_examples, batch_size, step, seed):
+    count = step + 60
+    stream = batch_indices(seed, num_examples, batch_size, 0, count).ravel()
+    whole = len(stream) // num_examples * num_examples
+    for epoch in stream[:whole].reshape(-1, num_examples):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(num_examples))
+    later = batch_indices(seed, num_examples, batch_size, step, 2)
+    begin = step * batch_size
+    np.testing.assert_array_equal(later.ravel(), stream[begin : begin + later.size])
+
+
+def test_data_order_is_pinned():
+    """A resumed run must see the same order under every version of NumPy."""
+    first = batch_indices(7, 1000, 8, 0)[0].tolist()
+    assert first == [940, 238, 591, 590, 722, 26, 179, 295]
+
+
+def tiny(dataset="digits", **config):
+    dataset = data.load(dataset)
+    model = build("made", dataset, {"width": 8})
+    config = TrainConfig(**(dict(num_steps=20, batch_size=8, warmup_steps=0) | config))
+    return model, dataset, config, make_optimizer(config)
+
+
+def test_fused_steps_equal_single_steps():
+    model, dataset, config, optimizer = tiny(clip_norm=0.1)
+    feed = make_feed(dataset, config, False, sharding.make_mesh())
+    state = init_state(model, optimizer, 0)
+    fused, metrics = train_steps(
+        model, optimizer, config, feed.draw, state, feed.data, feed.xs(0, 5)
+    )
+    state = init_state(model, optimizer, 0)
+    step = jax.jit(functools.partial(train_step, model, optimizer, config))
+    for number in range(5):
+        index = batch_indices(config.seed, len(dataset.train), 8, number)[0]
+        x, _ = dataset.train.batch(index)
+        state, single = step(state, (jnp.asarray(x), None))
+        np.testing.assert_allclose(
+            metrics["train/bpd"][number], single["train/bpd"], rtol=1e-5
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        fused.params,
+        state.params,
+    )
+
+
+def test_accumulated_gradient_equals_that_of_the_whole_batch():
+    model, dataset, config, optimizer = tiny(learning_rate=0.1)
+    x, _ = dataset.train.batch(np.arange(8))
+    state = init_state(model, optimizer, 0)
+    whole, a = train_step(model, optimizer, config, state, (jnp.asarray(x), None))
+    parts = TrainConfig(num_steps=20, batch_size=8, accumulate=4)
+    split, b = train_step(model, optimizer, parts, state, (jnp.asarray(x), None))
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+    assert (
+        optax.tree.norm(jax.tree.map(jnp.subtract, whole.params, split.params)) < 1e-3
+    )
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    from gm.train import learning_rate_schedule
+
+    rate = learning_rate_schedule(
+        TrainConfig(num_steps=100, warmup_steps=10, learning_rate=1.0)
+    )
+    assert 0 < rate(0) < 0.2
+    assert rate(10) == pytest.approx(1.0)
+    assert rate(100) == pytest.approx(0.0, abs=1e-6)
+    constant = TrainConfig(num_steps=100, warmup_steps=10, schedule="constant")
+    assert learning_rate_schedule(constant)(90) == pytest.approx(1e-3)
+
+
+def test_fresh_data_differ_at_every_step_and_with_the_seed():
+    _, dataset, config, _ = tiny("pocket_cube")
+    assert isinstance(dataset.train, Fresh)
+    mesh = sharding.make_mesh()
+    feed = make_feed(dataset, config, False, mesh)
+    again = make_feed(dataset, config, False, mesh)
+    other = make_feed(dataset, TrainConfig(batch_size=8, seed=1), False, mesh)
+    a, b = feed.draw(feed.data, 0)[0], feed.draw(feed.data, 1)[0]
+    assert (a != b).any()
+    np.testing.assert_array_equal(a, again.draw(again.data, 0)[0])
+    assert (a != other.draw(other.data, 0)[0]).any()
+
+
+def test_windows_are_gathered_from_one_sequence():
+    sequence = np.arange(100, dtype=np.uint8)
+    split = WindowSplit(sequence, 10)
+    dataset = Dataset("t", (10,), 100, "char", split, split, split)
+    config = TrainConfig(batch_size=4)
+    feed = make_feed(dataset, config, False, sharding.make_mesh())
+    x, _ = feed.draw(feed.data, feed.xs(0, 1)[0])
+    assert feed.data.size == 100
+    np.testing.assert_array_equal(x, split.batch(batch_indices(0, 91, 4, 0)[0])[0])
+
+
+def test_streamed_batches_equal_resident_ones():
+    class OnDisk(ArraySplit):
+        @property
+        def in_memory(self):
+            return False
+
+        def __init__(self, x):
+            object.__setattr__(self, "x", x)
+            object.__setattr__(self, "cond", None)
+
+    x = np.arange(60, dtype=np.uint8).reshape(20, 3)
+    config = TrainConfig(batch_size=4, num_steps=12)
+    seen = []
+    for split in (ArraySplit(x), OnDisk(x)):
+        dataset = Dataset("t", (3,), 60, "dim", split, split, split)
+        feed = make_feed(dataset, config, False, sharding.make_mesh())
+        chunks = [feed.xs(step, 4) for step in (4, 8)]  # as after resuming at step 4
+        take = [jax.tree.map(lambda a, i=i: a[i], c) for c in chunks for i in range(4)]
+        seen.append([feed.draw(feed.data, t)[0] for t in take])
+    np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_best_by_validation_is_kept_beside_the_latest(tmp_path):
+    model, dataset, config, _ = tiny(
+        num_steps=60, valid_every=20, save_every=20, log_every=20, learning_rate=0.02
+    )
+    run = RunDirectory.open_for_training(tmp_path / "run")
+    trainer = Trainer(model, dataset, config, run)
+    assert trainer.fit()
+    rows = [r for r in read_metrics(run.metrics) if "valid/bpd" in r]
+    assert [r["step"] for r in rows] == [20, 40, 60]
+    assert all(r["time/examples_per_second"] > 0 for r in rows)
+    best = min(rows, key=lambda r: r["valid/bpd"])
+    step, _, meta = trainer.best.restore()
+    assert step == best["step"]
+    assert meta["valid_nats"] == trainer.best_nats
+    assert meta["train_flops"] > 0
+    assert trainer.latest.steps() == [20, 40, 60]
+    trainer.close()
+
+
+def test_split_smaller_than_a_batch_is_refused():
+    _, dataset, _, _ = tiny()
+    config = TrainConfig(batch_size=5000)
+    with pytest.raises(InputError, match="--batch_size=5000.*1200 examples"):
+        make_feed(dataset, config, False, sharding.make_mesh())
