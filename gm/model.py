@@ -81,20 +81,21 @@ def model_names() -> list[str]:
 
 
 def load_model(name: str) -> types.ModuleType:
-    """Imports the file of a model: `vae` is gm.models.vae, `a.b` is your own module.
+    """Imports the file of a model: `vae` is gm.models.vae, others your own modules.
 
     Raises:
       InputError: no such module, or it lacks `Model`.
     """
-    path = name if "." in name else f"gm.models.{name}"
+    names = model_names()
+    path = f"gm.models.{name}" if name in names else name
     try:
         module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
+    except (ModuleNotFoundError, ValueError) as error:
+        missing = getattr(error, "name", None) or path
+        if not path.startswith(missing):
             raise  # the model's own import is broken: its traceback helps
-        names = model_names()
         raise InputError(
-            f"--model={name}: no module {path}{did_you_mean(name, names)} "
+            f"--model={name}: no such model{did_you_mean(name, names)} "
             f"(one of {', '.join(names)}, or the import path of your own file)"
         ) from None
     if not hasattr(module, "Model"):

@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with its inner dictionaries as `settings.width` and so on."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{k}": v for k, v in value.items()}
