@@ -31,6 +31,7 @@ setup(
         "images": ["scikit-image>=0.25"],  # carries the photographs of --dataset=photos
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",  # both cores
             "hypothesis>=6.100",
             "ruff==0.14.6",  # formatter and linter, pinned so that CI agrees
             "mypy>=1.18",

@@ -181,7 +181,6 @@ class Trainer:
         """
         config = self.config
         progress = Progress(self.run.path.name, config.num_steps, self.step)
-        logged: list[dict[str, np.ndarray]] = []
         begin = time.monotonic() - self.seconds
         if self.step >= config.valid_every and not self.best.steps():
             self.validate()  # the best one was damaged: there must be one again
@@ -193,16 +192,19 @@ class Trainer:
             count = min(fused - start % fused, config.num_steps - start)
             values, finite = self._advance(count)
             if self.step <= start:  # rolled back
-                logged = []
                 continue
             elapsed = time.monotonic() - begin - self.seconds
             speed = count * config.batch_size / max(elapsed, 1e-9)
             self.seconds += elapsed
-            logged.append({k: v[finite] for k, v in values.items()})
             row = {}
             if self._crosses(config.log_every, count):
-                row = self._train_row(logged)
-                logged = []
+                # Of this dispatch alone: a mean since the last row would depend on
+                # where a run was interrupted.
+                finite_values = {
+                    k: v[finite] for k, v in values.items() if finite.any()
+                }
+                row = {k: v.mean(dtype=np.float64) for k, v in finite_values.items()}
+                row["train/skipped"] = int(self.state.skipped)
             if self._crosses(config.valid_every, count):
                 nats = self.validate()
                 row["valid/bpd"] = bits(nats) / self.model.num_dims
@@ -221,14 +223,6 @@ class Trainer:
         self.latest.wait()
         self.best.wait()
         return self.step >= config.num_steps
-
-    def _train_row(self, logged):
-        """Means since the last row, over the finite steps."""
-        names = logged[0].keys()
-        rows = {k: np.concatenate([part[k] for part in logged]) for k in names}
-        row = {k: v.mean(dtype=np.float64) for k, v in rows.items() if v.size}
-        row["train/skipped"] = int(self.state.skipped)
-        return row
 
     def _show(self, progress, values, finite, row, speed):
         bpd = values["train/bpd"][finite]
