@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from queue import SimpleQueue
 
 from absl import flags
 
@@ -35,7 +34,7 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("dry_run", False, "print the cells, parameters, FLOPs and memory")
 flags.DEFINE_integer("jobs", 1, "cells at a time; the cores are shared out among them")
 flags.DEFINE_enum("evaluate", "test", ["train", "valid", "test"], "split to evaluate")
-flags.DEFINE_integer("num_importance_samples", 64, "for models that are bounds")
+flags.DEFINE_integer("num_importance_samples", 1, "for models that are bounds")
 launcher.define_run_flags()
 launcher.define_train_flags()
 flags.adopt_module_key_flags(launcher)
@@ -114,14 +113,14 @@ def cells() -> dict[str, list[str]]:
             args += [f"--set={k}={v}" for k, v in settings.items()]
             if FLAGS.presets and f"{dataset}/{model}" in presets.PRESETS:
                 args.append(f"--preset={dataset}/{model}")
-            common = [f"--evaluate={FLAGS.evaluate}"]
-            common.append(f"--num_importance_samples={FLAGS.num_importance_samples}")
-            args += [a for a in common if a not in _passed_on()] + _passed_on()
-            named["_".join(_safe(p) for p in parts)] = list(dict.fromkeys(args))
+            given = _passed_on()
+            if not any(a.startswith("--evaluate=") for a in given):
+                args.append(f"--evaluate={FLAGS.evaluate}")
+            named["_".join(_safe(p) for p in parts)] = args + given
     return named
 
 
-def _run_cell(path: Path, args: list[str], cores: list[int] | None) -> str:
+def _run_cell(path: Path, args: list[str]) -> str:
     """Trains and evaluates one cell in a process of its own; returns its outcome."""
     path.mkdir(parents=True, exist_ok=True)
     record = path / "cell.json"
@@ -131,14 +130,9 @@ def _run_cell(path: Path, args: list[str], cores: list[int] | None) -> str:
         return "skipped: finished before"
     record.write_text(json.dumps(args))
     command = [sys.executable, "-m", "experiments.train", f"--workdir={path}", *args]
-
-    def share():
-        if cores and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
-
     with open(path / "log.txt", "a") as log:
         status = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=share
+            command, stdout=log, stderr=subprocess.STDOUT
         ).returncode
     if status == 0:
         return "done"
@@ -148,25 +142,22 @@ def _run_cell(path: Path, args: list[str], cores: list[int] | None) -> str:
 
 def _run_all(named: dict[str, list[str]]) -> int:
     """Runs the cells, some at a time; returns how many failed."""
-    root, queue = Path(FLAGS.workdir), SimpleQueue[tuple[str, list[str]]]()
-    for item in named.items():
-        queue.put(item)
-    count, failed, lock = len(named), [], threading.Lock()
-    available = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    )
-    done = 0
+    root, waiting = Path(FLAGS.workdir), list(named.items())
+    count, done, failed, lock = len(named), 0, [], threading.Lock()
 
     def work(slot):
         nonlocal done
-        cores = available[slot :: FLAGS.jobs] if FLAGS.jobs > 1 else None
-        while not queue.empty():
-            try:
-                name, args = queue.get_nowait()
-            except Exception:  # another worker took the last one
-                return
+        if FLAGS.jobs > 1 and hasattr(os, "sched_setaffinity"):
+            # Of this thread, and so of the processes that it starts.
+            share = sorted(os.sched_getaffinity(0))[slot :: FLAGS.jobs]
+            os.sched_setaffinity(0, share or os.sched_getaffinity(0))
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                name, args = waiting.pop(0)
             begin = time.monotonic()
-            outcome = _run_cell(root / name, args, cores)
+            outcome = _run_cell(root / name, args)
             with lock:
                 done += 1
                 seconds = time.monotonic() - begin
@@ -179,8 +170,12 @@ def _run_all(named: dict[str, list[str]]) -> int:
     workers = [threading.Thread(target=work, args=(i,)) for i in range(FLAGS.jobs)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        waiting.clear()  # the cells that run were interrupted too, and save
+        raise
     if failed:
         print(
             f"{len(failed)} of {count} cells failed: {', '.join(failed)}; "
