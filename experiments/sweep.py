@@ -212,6 +212,12 @@ def main(argv: list[str]) -> int:
     if FLAGS.dry_run:
         _dry_run(named)
         return 0
+    try:
+        Path(FLAGS.workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--workdir={FLAGS.workdir}: cannot be written ({error.strerror})"
+        ) from None
     return 1 if _run_all(named) else 0
 
 

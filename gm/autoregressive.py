@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gm.likelihood import (
+    bernoulli_log_prob,
     categorical_log_prob,
     discretized_logistic_mixture_log_prob,
     mixture_channels,
@@ -37,7 +38,7 @@ class AutoregressiveModel(LikelihoodModel):
         """P, the parameters of one next-symbol distribution."""
         if self.mixtures:
             return mixture_channels(self.mixtures, 1)
-        return self.num_values
+        return 1 if self.num_values == 2 else self.num_values
 
     def symbol_log_prob(self, params: jax.Array, x: jax.Array) -> jax.Array:
         """Log P(x_d | x_<d): params [..., P], x [...] integers -> float32 [...]."""
@@ -45,11 +46,13 @@ class AutoregressiveModel(LikelihoodModel):
             return discretized_logistic_mixture_log_prob(
                 params, x[..., None], self.num_values
             )
+        if self.num_values == 2:
+            return bernoulli_log_prob(params[..., 0], x)
         return categorical_log_prob(params, x)
 
     def symbol_logits(self, params: jax.Array) -> jax.Array:
         """Log-probabilities over the values, up to a constant: [..., P] -> [..., K]."""
-        if not self.mixtures:
+        if not self.mixtures and self.num_values > 2:
             return params.astype(jnp.float32)
         values = jnp.arange(self.num_values)
         return self.symbol_log_prob(params[..., None, :], values)

@@ -266,6 +266,8 @@ def test_a_read_only_disk(digits_run, tmp_path):
         args = ("--set=width=16", *SMALL)
         for path in (run, disk / "new"):
             one_error(train(path, *args), f"--workdir={path}", "Read-only file system")
+        outcome = launch("sweep", "--models=made", f"--workdir={disk / 'new'}")
+        one_error(outcome, f"--workdir={disk / 'new'}", "Read-only file system")
         outcome = launch("evaluate", f"--workdir={run}")
         one_error(outcome, run / "results", "Read-only file system")
         outcome = launch("sample", f"--workdir={run}", "--num_samples=2")

@@ -27,6 +27,7 @@ SPECS = {
     "image": ((8, 8, 1), 4, None),
     "colour": ((4, 4, 3), 256, CLASSES),
     "vector": ((6,), 3, REALS),
+    "binary": ((5,), 2, None),
 }
 
 
@@ -319,6 +320,13 @@ def test_cached_samples_equal_full_recomputation(model_name):
     for d in range(model.num_dims):
         full = full.at[:, d].set(symbol(full, d, key))
     np.testing.assert_array_equal(x, full)
+
+
+def test_made_has_the_parameters_of_the_paper():
+    """784-500 on binary pixels: 784 500 + 500 + 500 784 + 784."""
+    model = load_model("made").Model(shape=(28, 28, 1), num_values=2, width=500)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == 785_284
 
 
 def test_prefix_is_held(model_name):
