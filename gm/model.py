@@ -152,6 +152,8 @@ def parse_settings(cls: type, settings: Mapping[str, str]) -> dict[str, Any]:
                 f"--set={name}={text}: {name} of {cls.__name__} is of type {wanted}, "
                 f"such as {valid[name].default}"
             ) from None
+        if name.endswith("_rate") and not 0 <= parsed[name] < 1:
+            raise InputError(f"--set={name}={text}: a rate is from 0 to below 1")
     return parsed
 
 

@@ -66,7 +66,7 @@ def test_two_chained_convs_under_jit():
 
 
 def test_gradient_in_a_loop_stays_in_the_canonical_layout():
-    """What PERFORMANCE depends on: every convolution of the backward pass is NHWC."""
+    """What the speed depends on: every convolution of the backward pass is NHWC."""
     x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
 
     def step(kernel, _):
