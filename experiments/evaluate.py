@@ -4,8 +4,6 @@
       --num_importance_samples=64
 """
 
-import sys
-
 from absl import flags
 
 from experiments import launcher
@@ -47,6 +45,12 @@ def _load_dataset(trained, name, data_dir):
             f"--dataset={dataset.name}: {dataset.shape} of {dataset.num_values} values; "
             f"the run models {model.shape} of {model.num_values}"
         )
+    theirs = dataset.cond.label if dataset.cond else "none"
+    if model.cond is not None and (not dataset.cond or dataset.cond != model.cond):
+        raise InputError(
+            f"--dataset={dataset.name}: its condition is {theirs}; the run needs its own, "
+            f"{model.cond.label}"
+        )
     if not name and dataset.preprocessing != trained.data["preprocessing"]:
         raise InputError(
             f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
@@ -67,11 +71,12 @@ def evaluate_run(
     data_dir: str | None = None,
 ) -> None:
     """Evaluates and writes results/<split>.json and .nats.npy; prints the number."""
-    from gm import evaluate, trained
+    from gm import evaluate, results, trained
     from gm.data import Fresh
-    from gm.likelihood import bits
     from gm.writer import Progress
 
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed={seed}: give 0 to {2**31 - 1}")
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: give 1 or more")
     found = trained.load(workdir, checkpoint)
@@ -103,15 +108,14 @@ def evaluate_run(
         | evaluate.provenance()
     )
     stem = split if dataset is None else f"{_safe(data.name)}-{split}"
+    if checkpoint != "best":
+        stem += f"-{checkpoint}"
     path = evaluate.write_result(found.run.results, stem, row, nats)
-    error = row["standard_error_nats"]
-    bound = "" if row["estimate"] == "exact" else "<= "
-    told = f" ± {bits(error) / found.model.num_dims:.4f}" if error is not None else ""
+    cells = results.describe(row)
+    unit = results.unit_name(row)
     print(
-        f"{data.name} {split}: {bound}{row['bits_per_dim']:.4f}{told} bits/dim, "
-        f"{bound}{row['bits_per_object']:.3f} bits/object over {len(nats)} examples "
-        f"({found.checkpoint}; {path})",
-        file=sys.stdout,
+        f"{data.name} {split}: {cells[unit]} {unit}, {cells['nats']} nats, over "
+        f"{len(nats)} examples ({found.checkpoint}; {path})"
     )
 
 

@@ -5,13 +5,13 @@ import logging as stdlib_logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
 from gm.config import RunConfig, TrainConfig
 from gm.errors import InputError
+from gm.rundir import cache_dir
 
 FLAGS = flags.FLAGS
 
@@ -61,7 +61,7 @@ def parse_set(pairs: list[str]) -> dict[str, str]:
     settings = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        if not sign or not name:
+        if not sign or not name.rpartition(".")[2]:
             raise InputError(f"--set={pair}: give --set=field=value")
         settings[name] = value
     return settings
@@ -88,11 +88,15 @@ def run_config() -> RunConfig:
         if not getattr(FLAGS, name):
             raise InputError(f"--{name} is required; see --help")
     settings = parse_settings(load_model(FLAGS.model).Model, parse_set(FLAGS.set))
+    # Absolute, so that a run can be evaluated from another folder.
+    dataset, path = FLAGS.dataset, FLAGS.dataset.removeprefix("files:")
+    if dataset.startswith("files:") and os.path.exists(path):
+        dataset = f"files:{os.path.abspath(path)}"
     return RunConfig(
         model=FLAGS.model,
-        dataset=FLAGS.dataset,
+        dataset=dataset,
         resolution=FLAGS.resolution,
-        data_dir=FLAGS.data_dir,
+        data_dir=FLAGS.data_dir and os.path.abspath(FLAGS.data_dir),
         conditional=FLAGS.conditional,
         precision=FLAGS.precision,
         settings=settings,
@@ -100,18 +104,11 @@ def run_config() -> RunConfig:
     )
 
 
-def cache_dir() -> Path:
-    """Where compiled programs and decoded data are kept ($GM_CACHE_DIR)."""
-    path = Path(os.environ.get("GM_CACHE_DIR", "~/.cache/gm")).expanduser()
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
-
-
 def _use_compilation_cache():
     # Compiled programs are native code: the folder is the user's own (mode 0700).
     try:
-        path = str(cache_dir() / "xla")
-    except OSError:
+        path = str(cache_dir("xla"))
+    except InputError:
         return  # a home that cannot be written: compile anew each time
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", path)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -165,7 +162,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print("interrupted", file=sys.stderr)
             return 130
 
-    sys.path.insert(0, os.getcwd())  # --model=my_file finds a file beside you
+    sys.path.append(os.getcwd())  # --model=my_file finds a file beside you
     _use_compilation_cache()
     if _wants_help(sys.argv):
         app.run(guarded)

@@ -9,8 +9,6 @@ from typing import Any
 
 from gm.errors import InputError, did_you_mean
 
-_CPU = "2 cores of an AMD EPYC"
-
 
 def _preset(
     obtained: str, model_fields: dict[str, Any], **flags: Any
@@ -115,7 +113,7 @@ _QUICK = {
 _LONGER = {
     # All but the corner twist is learnt at 23.394 bits = floor + log2 3.
     "pocket_cube/transformer-long": _preset(
-        "",
+        "23.505 ± 0.009 bits/object after 1019 s of training on one core (seed 0)",
         dict(width=96),
         num_steps=6000,
         learning_rate=2e-3,
@@ -123,7 +121,7 @@ _LONGER = {
         save_every=2000,
     ),
     "binarized_mnist/made": _preset(
-        "",
+        "91.283 ± 0.246 nats after 1085 s of training on one core (seed 0)",
         dict(width=1500, dropout_rate=0.1),
         num_steps=16000,
         batch_size=100,

@@ -20,7 +20,7 @@ flags.DEFINE_string("cond", None, "class label, or numbers separated by commas")
 flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 
 
-def _parse_cond(model, text, count):
+def _parse_cond(model, config, text, count):
     """The condition of `count` samples: from the text, or spread over its range."""
     import numpy as np
 
@@ -45,14 +45,18 @@ def _parse_cond(model, text, count):
             raise InputError(f"--cond={text}: give one of {told}")
         return np.full(count, label, np.int32)
     low, high = np.asarray(spec.low), np.asarray(spec.high)
-    if text is None:
-        u = np.random.default_rng(FLAGS.seed).integers(0, 1 << 16, (count, spec.size))
-        return np.round(low + (high - low) * u / (1 << 16)).astype(np.float32)
+    if text is None:  # as in the data
+        from gm import data
+
+        dataset = data.load(
+            config.dataset, resolution=config.resolution, data_dir=config.data_dir
+        )
+        return dataset.valid.batch(np.arange(count) % len(dataset.valid))[1]
     try:
         values = np.asarray([float(v) for v in text.split(",")])
     except ValueError:
         values = np.empty(0)
-    if len(values) != spec.size or (values < low).any() or (values > high).any():
+    if len(values) != spec.size or not ((values >= low) & (values <= high)).all():
         told = ", ".join(
             f"{n} ({a:g} to {b:g})"
             for n, a, b in zip(spec.names, spec.low, spec.high, strict=True)
@@ -80,7 +84,7 @@ def main(argv: list[str]) -> None:
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     model = found.model
-    cond = _parse_cond(model, FLAGS.cond, FLAGS.num_samples)
+    cond = _parse_cond(model, found.config, FLAGS.cond, FLAGS.num_samples)
 
     @jax.jit
     def draw(params, key, cond):
@@ -95,8 +99,12 @@ def main(argv: list[str]) -> None:
 
     x = np.asarray(draw(found.params, jax.random.key(FLAGS.seed), cond))
     image = len(model.shape) == 3
-    default = found.run.path / "samples" / f"step_{found.meta['step']}"
-    output = Path(FLAGS.output or default.with_suffix(".png" if image else ".txt"))
+    stem = f"step_{found.meta['step']}"
+    for name in ("seed", "temperature", "cond"):  # what was asked for, if anything
+        if FLAGS[name].present:
+            stem += f"_{name}={FLAGS[name].value}".replace("/", "_")
+    default = found.run.path / "samples" / stem
+    output = Path(FLAGS.output or f"{default}{'.png' if image else '.txt'}")
     if image:
         import io
 

@@ -9,8 +9,8 @@ Every other flag of `train` is passed on.
 """
 
 import itertools
-import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments import launcher
 from gm.errors import InputError, did_you_mean
+from gm.rundir import read_json, write_json
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["made", "transformer", "realnvp", "vae"], "names")
@@ -90,6 +91,13 @@ def cells() -> dict[str, list[str]]:
     from gm import data
     from gm.model import load_model, parse_settings
 
+    for one, several in (("seed", "seeds"), ("resolution", "resolutions")):
+        if FLAGS[one].present:
+            raise InputError(f"--{one}={FLAGS[one].value}: a sweep has --{several}")
+    for name in ("models", "datasets", "seeds"):
+        if not FLAGS[name].value:
+            raise InputError(f"--{name}=: give at least one")
+
     named: dict[str, list[str]] = {}
     choices = _choices(FLAGS.models)
     for model in FLAGS.models:
@@ -97,7 +105,7 @@ def cells() -> dict[str, list[str]]:
         for settings in choices[model]:
             parse_settings(cls, settings)
     for name in FLAGS.datasets:
-        if ":" not in name and name not in data.DATASETS:
+        if name not in data.DATASETS and not name.startswith(("tfds:", "files:")):
             data.load(name)  # raises, with the nearest name
     resolutions = FLAGS.resolutions or [None]
     product = itertools.product(FLAGS.datasets, resolutions, FLAGS.models, FLAGS.seeds)
@@ -120,21 +128,25 @@ def cells() -> dict[str, list[str]]:
     return named
 
 
-def _run_cell(path: Path, args: list[str]) -> str:
+def _run_cell(path: Path, args: list[str], running: list[subprocess.Popen]) -> str:
     """Trains and evaluates one cell in a process of its own; returns its outcome."""
-    path.mkdir(parents=True, exist_ok=True)
     record = path / "cell.json"
-    if (path / "results" / f"{FLAGS.evaluate}.json").exists():
-        if record.exists() and json.loads(record.read_text()) != args:
-            return "failed: holds a finished run of other flags"
-        return "skipped: finished before"
-    record.write_text(json.dumps(args))
+    if record.exists():
+        before = read_json(record)
+        changed = set(before["args"]) ^ set(args)
+        if changed:
+            return f"failed: {path} holds a run of other flags: {', '.join(changed)}"
+        if before["done"]:
+            return "skipped: finished before"
+    write_json(record, {"args": args, "done": False})
     command = [sys.executable, "-m", "experiments.train", f"--workdir={path}", *args]
     with open(path / "log.txt", "a") as log:
-        status = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT
-        ).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        running.append(process)
+        status = process.wait()
+        running.remove(process)
     if status == 0:
+        write_json(record, {"args": args, "done": True})
         return "done"
     tail = (path / "log.txt").read_text().strip().splitlines()[-1:]
     return f"failed with status {status}: {tail[0] if tail else ''}"
@@ -144,6 +156,14 @@ def _run_all(named: dict[str, list[str]]) -> int:
     """Runs the cells, some at a time; returns how many failed."""
     root, waiting = Path(FLAGS.workdir), list(named.items())
     count, done, failed, lock = len(named), 0, [], threading.Lock()
+    running: list[subprocess.Popen] = []
+
+    def stop(number, frame):
+        waiting.clear()
+        for process in list(running):  # each saves, and is resumed by the next sweep
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
 
     def work(slot):
         nonlocal done
@@ -157,7 +177,10 @@ def _run_all(named: dict[str, list[str]]) -> int:
                     return
                 name, args = waiting.pop(0)
             begin = time.monotonic()
-            outcome = _run_cell(root / name, args)
+            try:
+                outcome = _run_cell(root / name, args, running)
+            except (InputError, OSError) as error:
+                outcome = f"failed: {error}"
             with lock:
                 done += 1
                 seconds = time.monotonic() - begin
@@ -185,8 +208,12 @@ def _run_all(named: dict[str, list[str]]) -> int:
     return len(failed)
 
 
-def _dry_run(named: dict[str, list[str]]) -> None:
-    """Prints every cell with parameters, FLOPs per step and peak memory from XLA."""
+def _dry_run(named: dict[str, list[str]]) -> int:
+    """Prints every cell with parameters, FLOPs per step and peak memory from XLA.
+
+    Returns how many cells cannot be run.
+    """
+    failed = 0
     print("cell, parameters, GFLOP per step, peak memory (MB)")
     for name, args in named.items():
         command = [sys.executable, "-m", "experiments.train", "--dry_run", *args]
@@ -195,8 +222,12 @@ def _dry_run(named: dict[str, list[str]]) -> None:
             capture_output=True,
             text=True,
         )
-        text = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+        failed += done.returncode != 0
+        text = (
+            done.stdout.strip() or (done.stderr.strip().splitlines() or ["killed"])[-1]
+        )
         print(f"{name}: {text}", flush=True)
+    return failed
 
 
 def main(argv: list[str]) -> int:
@@ -210,8 +241,7 @@ def main(argv: list[str]) -> int:
     launcher.train_config()
     named = cells()
     if FLAGS.dry_run:
-        _dry_run(named)
-        return 0
+        return 1 if _dry_run(named) else 0
     try:
         Path(FLAGS.workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -59,6 +59,11 @@ def _configure():
     check_importance_samples(model, config.train.valid_samples, "valid_samples")
     if FLAGS.evaluate:
         check_importance_samples(model, FLAGS.num_importance_samples)
+    if FLAGS.evaluate and isinstance(dataset.split(FLAGS.evaluate), data.Fresh):
+        raise InputError(
+            f"--evaluate={FLAGS.evaluate}: {dataset.name} draws it anew at each step; "
+            "give valid or test"
+        )
     return config, dataset, model
 
 

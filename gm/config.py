@@ -95,7 +95,10 @@ class RunConfig:
         """The inverse of `to_json`; other keys are left alone."""
         train = {f.name for f in dataclasses.fields(TrainConfig)}
         own = {f.name for f in dataclasses.fields(cls)} - {"train"}
-        return cls(
-            **{k: v for k, v in values.items() if k in own},
-            train=TrainConfig(**{k: v for k, v in values.items() if k in train}),
-        )
+        try:
+            return cls(
+                **{k: v for k, v in values.items() if k in own},
+                train=TrainConfig(**{k: v for k, v in values.items() if k in train}),
+            )
+        except (TypeError, AttributeError) as error:
+            raise InputError(f"config.json: not that of a run ({error})") from None

@@ -45,9 +45,7 @@ class LatentModel(LikelihoodModel):
         """Log p(x|z) [B] from what `generate` returned."""
         raise TypeError(f"{type(self).__name__} defines no log_px_z")
 
-    def sample_x(
-        self, key: jax.Array, params: jax.Array, temperature: float = 1.0
-    ) -> jax.Array:
+    def sample_x(self, key: jax.Array, params: jax.Array) -> jax.Array:
         """Draws x ~ p(x|z) from what `generate` returned."""
         raise TypeError(f"{type(self).__name__} defines no sample_x")
 

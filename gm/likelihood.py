@@ -17,11 +17,6 @@ def bits(nats: float) -> float:
     return nats / math.log(2)
 
 
-def nats(bits: float) -> float:
-    """Converts bits to nats."""
-    return bits * math.log(2)
-
-
 def bits_per_dim(nats: jax.Array, num_dims: int) -> jax.Array:
     """Converts nats per example to bits per dimension."""
     return nats / (num_dims * math.log(2))

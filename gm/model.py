@@ -90,7 +90,7 @@ def load_model(name: str) -> types.ModuleType:
     path = f"gm.models.{name}" if name in names else name
     try:
         module = importlib.import_module(path)
-    except (ModuleNotFoundError, ValueError) as error:
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
         missing = getattr(error, "name", None) or path
         if not path.startswith(missing):
             raise  # the model's own import is broken: its traceback helps

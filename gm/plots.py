@@ -92,7 +92,6 @@ def _bits(title: str, ranked: Sequence[Row], path: Path) -> Path:
 def write_plots(rows: Sequence[Row], directory: str) -> list[Path]:
     """Writes two PNGs per table into a directory and returns their paths."""
     out = Path(directory)
-    out.mkdir(parents=True, exist_ok=True)
     paths = []
     for title, ranked, _ in group_rows(rows):
         stem = "".join(c if c.isalnum() else "_" for c in title)

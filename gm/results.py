@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,11 @@ COMPARABLE = (
     "unit",
     "preprocessing",
 )
+_NEEDED = (
+    *COMPARABLE,
+    *("model", "dataset", "split", "nats", "standard_error_nats", "estimate"),
+    *("num_importance_samples", "entropy_floor_nats", "num_params"),
+)
 
 
 def read_rows(paths: Iterable[str]) -> list[Row]:
@@ -31,7 +37,7 @@ def read_rows(paths: Iterable[str]) -> list[Row]:
     Raises:
       InputError: a path without any row.
     """
-    rows = []
+    files: dict[Path, Path] = {}  # a run that is named twice counts once
     for path in paths:
         found = sorted(Path(path).glob("**/results/*.json"))
         if not found:
@@ -39,9 +45,14 @@ def read_rows(paths: Iterable[str]) -> list[Row]:
                 f"{path}: no results/*.json below it; run `evaluate` first"
             )
         for file in found:
-            row = read_json(file)
-            run = file.parent.parent
-            rows.append(row | {"run": str(run)})
+            files.setdefault(file.resolve(), file)
+    rows = []
+    for file in files.values():
+        row = read_json(file)
+        missing = [n for n in _NEEDED if not isinstance(row, dict) or n not in row]
+        if missing:
+            raise InputError(f"{file}: not a result row ({', '.join(missing)} missing)")
+        rows.append(row | {"run": str(file.parent.parent)})
     return rows
 
 
@@ -113,13 +124,16 @@ def describe(row: Row) -> dict[str, str]:
     value = f"{bound}{in_unit(row, row['nats']):.4f}"
     if error is not None:
         value += f" ± {in_unit(row, error):.4f}"
+    nats = f"{bound}{row['nats']:.3f}" + (
+        f" ± {error:.3f}" if error is not None else ""
+    )
     draws = row["num_importance_samples"]
     floor = row["entropy_floor_nats"]
     seconds = row.get("train_seconds")
     return {
         "model": row["model"],
         unit_name(row): value,
-        "nats": f"{bound}{row['nats']:.3f}",
+        "nats": nats,
         "above floor": f"{bits(row['nats'] - floor):+.3f} bits" if floor else "",
         "estimate": row["estimate"] + (f", {draws} draws" if draws > 1 else ""),
         "params": f"{row['num_params']:,}",
@@ -132,30 +146,53 @@ def describe(row: Row) -> dict[str, str]:
 
 
 def pivot(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Models against data sets: (header, lines); a mean where there are several runs."""
+    """Models against data sets: (header, lines).
+
+    Runs that differ only in their seed share a cell: their mean and standard deviation.
+    """
     tables = [(title, ranked) for title, ranked, _ in group_rows(rows) if ranked]
     header = ["model"]
     for title, ranked in tables:
         header.append(f"{title.removesuffix(' split')} ({unit_name(ranked[0])})")
-    models = sorted({r["model"] for r in rows})
+    # Settings tell runs of a model apart only where a table has several of them.
+    several = {
+        r["model"]
+        for _, ranked in tables
+        for r in ranked
+        if len({_settings(o) for o in ranked if o["model"] == r["model"]}) > 1
+    }
+
+    def label(row):
+        return row["model"] + (f" {_settings(row)}" if row["model"] in several else "")
+
     lines = []
-    for model in models:
-        line = [model]
+    for name in sorted({label(r) for r in rows}):
+        line = [name]
         for _, ranked in tables:
-            mine = [r for r in ranked if r["model"] == model]
-            if not mine:
-                line.append("")
-                continue
-            bound = "" if mine[0]["estimate"] == "exact" else "<= "
-            mean = sum(in_unit(r, r["nats"]) for r in mine) / len(mine)
-            count = f" (mean of {len(mine)})" if len(mine) > 1 else ""
-            line.append(f"{bound}{mean:.4f}{count}")
+            mine = [r for r in ranked if label(r) == name]
+            line.append(_cell(mine) if mine else "")
         lines.append(line)
     floors = ["entropy"]
     for _, ranked in tables:
         floor = ranked[0]["entropy_floor_nats"]
         floors.append(f"{in_unit(ranked[0], floor):.4f}" if floor else "unknown")
     return header, [*lines, floors]
+
+
+def _settings(row):
+    """What besides the seed tells runs of a model apart."""
+    settings = row.get("settings", {}) | {"checkpoint": str(row.get("checkpoint"))[:4]}
+    return " ".join(f"{k}={v}" for k, v in settings.items())
+
+
+def _cell(rows):
+    """One value with its standard error, or the mean over seeds with their spread."""
+    if len(rows) == 1:
+        return describe(rows[0])[unit_name(rows[0])]
+    bound = "" if rows[0]["estimate"] == "exact" else "<= "
+    values = [in_unit(r, r["nats"]) for r in rows]
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    return f"{bound}{mean:.4f} (mean of {len(rows)}, sd {spread:.4f})"
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

@@ -12,6 +12,25 @@ from typing import Any
 from gm.errors import InputError
 
 
+def cache_dir(*parts: str) -> Path:
+    """A folder of the cache ($GM_CACHE_DIR, else ~/.cache/gm), made if need be.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    root = Path(os.environ.get("GM_CACHE_DIR") or "~/.cache/gm").expanduser()
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = root.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"GM_CACHE_DIR={root}: cannot be made ({error.strerror}); "
+            "set GM_CACHE_DIR to a folder that can be written"
+        ) from None
+    return path
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part.
 

@@ -22,10 +22,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
             if number < len(lines) - 1:
-                raise InputError(f"{path}: line {number + 1} is not JSON") from None
+                raise InputError(
+                    f"{path}: line {number + 1} is not a row with a step"
+                ) from None
     return rows
 
 

@@ -6,14 +6,13 @@ model of your own, from the directory where `import my_package.my_model` works.
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
+from gm.rundir import cache_dir
+
 # Programs compiled by one test session are found again by the next.
-_CACHE = Path(os.environ.get("GM_CACHE_DIR", "~/.cache/gm")).expanduser()
-_CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir("xla")))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 

@@ -15,7 +15,7 @@ from gm import likelihood
 
 def test_bits_per_dim_of_the_uniform_distribution():
     assert float(likelihood.bits_per_dim(10 * math.log(8), 10)) == pytest.approx(3)
-    assert likelihood.bits(likelihood.nats(2.5)) == pytest.approx(2.5)
+    assert likelihood.bits(2.5 * math.log(2)) == pytest.approx(2.5)
 
 
 @pytest.mark.parametrize("num_values", [2, 17, 256])

@@ -303,6 +303,17 @@ def test_cached_step_equals_the_parallel_pass(model_name, spec):
     np.testing.assert_allclose(steps(x).swapaxes(0, 1), parallel, rtol=1e-3, atol=2e-4)
 
 
+def test_the_first_symbol_depends_on_the_condition(model_name):
+    model, params = autoregressive(model_name, "vector")
+    x, cond = batch(model, 2)
+    bound = {"params": params}
+    a, b = (
+        model.apply(bound, x, c, method="conditionals")[:, 0]
+        for c in (cond, cond + 0.3)
+    )
+    assert (np.abs(a - b).max(axis=-1) > 0).all()
+
+
 def test_cached_samples_equal_full_recomputation(model_name):
     model, params = autoregressive(model_name, "image")
     bound = {"params": params}

@@ -157,6 +157,29 @@ def test_formats():
     assert [r["model"] for r in parsed[0]["ranked"]][0] == "bound"
 
 
+def test_only_seeds_are_averaged():
+    rows = [
+        row("a", 90.0, settings={"width": 8}, seed=0),
+        row("a", 92.0, settings={"width": 8}, seed=1),
+        row("a", 80.0, settings={"width": 16}, seed=0),
+        row("b", 85.0, dataset="e"),
+    ]
+    _, lines = results.pivot(rows)
+    assert [line[0].split()[:2] for line in lines[:-1]] == [
+        ["a", "width=16"],
+        ["a", "width=8"],
+        ["b"],
+    ]
+    assert lines[1][1].startswith("2.0513 (mean of 2, sd ")
+
+
+def test_a_file_that_is_no_row_is_named(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "test.json").write_text("{}")
+    with pytest.raises(InputError, match="test.json: not a result row"):
+        results.read_rows([str(tmp_path)])
+
+
 def test_floor_is_shown_in_bits_above_it():
     ln2 = float(np.log(2))
     cube = dict(unit="object", entropy_floor_nats=21.8 * ln2, dataset="cube")
@@ -164,5 +187,5 @@ def test_floor_is_shown_in_bits_above_it():
     assert "+2.200 bits" in results.to_markdown(rows)
     header, lines = results.pivot(rows)
     assert header[1:] == ["cube, test (bits/object)", "d, test (bits/dim)"]
-    assert lines[0][1] == "24.0000"
+    assert lines[0][1] == "24.0000 ± 0.7213"
     assert lines[-1] == ["entropy", "21.8000", "unknown"]

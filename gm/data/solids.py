@@ -17,16 +17,12 @@ same on every device; no intermediate exceeds 2^30 up to a resolution of 1024.
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import math
-import os
 import pathlib
 import sys
-import tempfile
 from typing import Any
 
 import jax
@@ -35,6 +31,7 @@ import numpy as np
 
 from gm.data.dataset import ArraySplit, Dataset, Fresh, Split
 from gm.errors import InputError
+from gm.rundir import cache_dir, read_json, write_json
 from gm.spec import CondSpec
 
 CANVAS = 2**14  # the image's side, in canvas units
@@ -206,14 +203,13 @@ def entropies(resolution: int) -> dict[str, float]:
     """Returns num_images, entropy_nats = H(image), cond_entropy_nats = H(image | cond).
 
     From the histogram of all renders at this resolution, so they are right also if
-    different settings look the same. The count is kept under GM_CACHE_DIR (by default
-    ~/.cache/gm) by a hash of this file, since it takes minutes at 1024.
+    different settings look the same. The count is kept in the cache by a hash of this
+    file, since it takes minutes at 1024.
     """
     version = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:16]
-    folder = pathlib.Path(os.environ.get("GM_CACHE_DIR", "~/.cache/gm")).expanduser()
-    path = folder / f"solids-{resolution}-{version}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text())
+    path = cache_dir("solids") / f"{resolution}-{version}.json"
+    if path.exists():
+        return read_json(path)
     if resolution > 128:
         print(
             f"solids: counting the distinct ones of {len(settings())} images at "
@@ -221,11 +217,7 @@ def entropies(resolution: int) -> dict[str, float]:
             file=sys.stderr,
         )
     found = _count_images(resolution)
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: no cache
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            json.dump(found, file)
-        os.replace(file.name, path)
+    write_json(path, found)
     return found
 
 

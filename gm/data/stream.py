@@ -15,6 +15,7 @@ import numpy as np
 
 from gm.data.dataset import Split
 from gm.errors import InputError
+from gm.rundir import cache_dir
 
 Batch = tuple[np.ndarray, np.ndarray | None]
 Arrays = dict[str, np.ndarray]
@@ -31,25 +32,6 @@ def memory_limit() -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise InputError(f"GM_MEMORY_LIMIT_MB={text}: give a whole number of MB from 1")
     return int(text) << 20
-
-
-def cache_dir(*parts: str) -> Path:
-    """Returns a folder of the cache (GM_CACHE_DIR, else ~/.cache/gm), made if need be.
-
-    Raises:
-      InputError: it cannot be made.
-    """
-    root = Path(os.environ.get("GM_CACHE_DIR") or "~/.cache/gm").expanduser()
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = root.joinpath(*parts)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"GM_CACHE_DIR={root}: cannot be made ({error.strerror}); "
-            "set GM_CACHE_DIR to a folder that can be written"
-        ) from error
-    return folder
 
 
 def slug(name: str) -> str:

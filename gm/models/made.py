@@ -74,15 +74,18 @@ class MADE(AutoregressiveModel):
         dims = np.arange(1, self.num_dims + 1)
         inputs = tuple(np.repeat(dims, self.num_features).tolist())
         outputs = tuple(np.repeat(dims, self.num_params).tolist())
-        # Degrees run evenly over 1..D-1, so that no position is short of units.
-        cycle = np.arange(self.width) * max(self.num_dims - 1, 1) // self.width + 1
+        # Degrees run evenly, so that no position is short of units; with a condition
+        # they start at 0: units that see no symbol tell the first one of it.
+        low = 0 if self.cond else 1
+        count = max(self.num_dims - low, 1)
+        cycle = np.arange(self.width) * count // self.width + low
         hidden = tuple(cycle.tolist())
         degrees = [inputs] + [hidden] * self.depth
         self.layers = [
             MaskedDense(degrees[i], degrees[i + 1], dtype=self.dtype)
             for i in range(self.depth)
         ]
-        self.head = MaskedDense(degrees[-1], outputs, strict=True, dtype=self.dtype)
+        self.head = MaskedDense(degrees[-1], outputs, strict=True)
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
         self.dropout = nn.Dropout(self.dropout_rate)
 

@@ -80,7 +80,7 @@ class Transformer(AutoregressiveModel):
         ]
         self.norm = nn.RMSNorm(dtype=self.dtype)
         self.head = nn.Dense(
-            self.num_params, kernel_init=nn.initializers.zeros, dtype=self.dtype
+            self.num_params, kernel_init=nn.initializers.zeros, dtype=jnp.float32
         )
         self.dropout = nn.Dropout(self.dropout_rate)
 

@@ -111,7 +111,7 @@ class VAE(LatentModel):
         self.decoder = [ResidualBlock(*block) for _ in range(levels * self.depth)]
         self.ups = [nn.Dense(4 * self.width, **dense) for _ in range(levels - 1)]
         pixels = 1 if self.halvings is not None else self.num_dims // self.channels
-        self.head = nn.Dense(pixels * self._outputs, **dense)
+        self.head = nn.Dense(pixels * self._outputs)  # float32, as the likelihood
 
     def infer(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
@@ -146,7 +146,7 @@ class VAE(LatentModel):
                 h = block(h, c, train)
             if level < len(self.ups):
                 h = depth_to_space(self.ups[level](h))
-        params = self.head(nn.silu(h)).astype(jnp.float32)
+        params = self.head(nn.silu(h).astype(jnp.float32))
         if len(self.shape) == 3:
             return params.reshape(-1, *self.shape[:2], self._outputs)
         return params.reshape(-1, *self.shape, self._outputs)
@@ -163,9 +163,7 @@ class VAE(LatentModel):
             log_px = categorical_log_prob(logits, x)
         return sum_dims(log_px)
 
-    def sample_x(
-        self, key: jax.Array, params: jax.Array, temperature: float = 1.0
-    ) -> jax.Array:
+    def sample_x(self, key: jax.Array, params: jax.Array) -> jax.Array:
         """Draws x ~ p(x|z): int32 [B, *shape]."""
         if self.mixtures:
             x = discretized_logistic_mixture_sample(
