@@ -22,7 +22,6 @@ COMPARABLE = (
     "shape",
     "conditioning",
     "unit",
-    "preprocessing",
 )
 _NEEDED = (
     *COMPARABLE,
@@ -57,8 +56,14 @@ def read_rows(paths: Iterable[str]) -> list[Row]:
 
 
 def differing_fields(a: Row, b: Row) -> list[str]:
-    """Names of the fields that forbid ranking two rows together."""
-    return [name for name in COMPARABLE if a.get(name) != b.get(name)]
+    """Names of the fields that forbid ranking two rows together.
+
+    With them the preprocessing where it differs, since it may be why the bytes do.
+    """
+    names = [name for name in COMPARABLE if a.get(name) != b.get(name)]
+    if names and a.get("preprocessing") != b.get("preprocessing"):
+        names.append("preprocessing")
+    return names
 
 
 def group_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:

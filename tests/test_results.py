@@ -127,7 +127,6 @@ def row(model, nats, **more):
         ("num_values", 256),
         ("conditioning", "class:10"),
         ("unit", "object"),
-        ("preprocessing", "area-averaged 28x28 to 8x8"),
     ],
 )
 def test_what_differs_is_listed_apart_with_the_field(field, value):
@@ -138,6 +137,18 @@ def test_what_differs_is_listed_apart_with_the_field(field, value):
     assert [r["model"] for r in apart] == ["c"]
     assert apart[0]["apart"].startswith(f"{field} is ")
     assert "Not ranked: c" in results.to_markdown(rows)
+
+
+def test_the_preprocessing_is_told_where_the_bytes_differ():
+    resized = {"split_sha256": "b" * 64, "preprocessing": "area-averaged 28x28 to 8x8"}
+    rows = [row("a", 90.0), row("b", 80.0), row("c", 10.0, **resized)]
+    [(_, _, apart)] = results.group_rows(rows)
+    assert "preprocessing is area-averaged 28x28 to 8x8, not none" in apart[0]["apart"]
+    # The same bytes are the same bytes, however the train split was held out.
+    rows = [row("a", 90.0), row("b", 80.0, preprocessing="another valid split")]
+    [(_, ranked, apart)] = results.group_rows(rows)
+    assert len(ranked) == 2
+    assert not apart
 
 
 def test_formats():
