@@ -24,14 +24,14 @@ def _print_tables(rows):
 
     from gm.results import describe, group_rows, pivot, unit_name
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 200)
 
     def show(title, header, lines):
         table = Table(title=title, title_justify="left")
         for name in header:
             right = name not in ("model", "estimate", "run", "checkpoint")
             table.add_column(
-                name, justify="right" if right else "left", no_wrap=name == "model"
+                name, justify="right" if right else "left", no_wrap=name != "run"
             )
         for line in lines:
             table.add_row(*line)

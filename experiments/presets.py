@@ -2,7 +2,7 @@
 
 `train --preset=NAME` sets these flags; those given on the command line win. A preset
 named DATASET/MODEL is also what `sweep --presets` uses for that cell. `obtained` is what
-a run of the preset printed for the test split, and where; another run should come near.
+a run of the preset printed for the test split (seed 0, CPU); another should come near.
 """
 
 from typing import Any
@@ -20,13 +20,13 @@ def _preset(
 # levels, so logistics say more with less than a table does; over-fitting is the limit.
 _QUICK = {
     "digits/made": _preset(
-        "",
+        "1.9554 ± 0.0139 bits/dim",
         dict(one_hot=False, num_mixtures=5, dropout_rate=0.2),
         num_steps=1200,
         ema_decay=0.995,
     ),
     "digits/transformer": _preset(
-        "",
+        "2.0266 ± 0.0129 bits/dim",
         dict(width=64, depth=3, num_mixtures=5, dropout_rate=0.2),
         num_steps=200,
         learning_rate=2e-3,
@@ -35,7 +35,7 @@ _QUICK = {
         ema_decay=0.99,
     ),
     "digits/realnvp": _preset(
-        "",
+        "<= 1.9169 ± 0.0113 bits/dim",
         dict(width=32, depth=1),
         num_steps=250,
         learning_rate=2e-3,
@@ -45,7 +45,7 @@ _QUICK = {
         num_importance_samples=64,
     ),
     "digits/vae": _preset(
-        "",
+        "<= 1.9203 ± 0.0116 bits/dim",
         dict(width=32, one_hot=False, num_mixtures=5, dropout_rate=0.2),
         num_steps=800,
         learning_rate=2e-3,
@@ -53,13 +53,20 @@ _QUICK = {
         num_importance_samples=64,
     ),
     "pocket_cube/made": _preset(
-        "", dict(depth=2), num_steps=1500, batch_size=128, learning_rate=2e-3
+        "28.745 ± 0.028 bits/object",
+        dict(depth=2),
+        num_steps=1500,
+        batch_size=128,
+        learning_rate=2e-3,
     ),
     "pocket_cube/transformer": _preset(
-        "", dict(width=64, depth=3), num_steps=1500, learning_rate=2e-3
+        "25.454 ± 0.029 bits/object",
+        dict(width=64, depth=3),
+        num_steps=1500,
+        learning_rate=2e-3,
     ),
     "pocket_cube/realnvp": _preset(
-        "",
+        "<= 52.115 ± 0.018 bits/object",
         dict(width=32),
         num_steps=600,
         batch_size=128,
@@ -67,17 +74,21 @@ _QUICK = {
         num_importance_samples=8,
     ),
     "pocket_cube/vae": _preset(
-        "",
+        "<= 53.808 ± 0.010 bits/object",
         dict(width=128),
         num_steps=1000,
         batch_size=128,
         num_importance_samples=8,
     ),
     "solids/made": _preset(
-        "", dict(width=256), num_steps=300, learning_rate=2e-3, ema_decay=0.99
+        "1146.3 ± 5.9 bits/object",
+        dict(width=256),
+        num_steps=300,
+        learning_rate=2e-3,
+        ema_decay=0.99,
     ),
     "solids/transformer": _preset(
-        "",
+        "537.2 ± 4.7 bits/object",
         dict(width=48, depth=2),
         num_steps=80,
         batch_size=32,
@@ -87,7 +98,7 @@ _QUICK = {
         ema_decay=0.95,
     ),
     "solids/realnvp": _preset(
-        "",
+        "<= 1085.5 ± 3.5 bits/object",
         dict(width=24, depth=1, num_couplings=2),
         num_steps=120,
         batch_size=32,
@@ -98,7 +109,7 @@ _QUICK = {
         num_importance_samples=4,
     ),
     "solids/vae": _preset(
-        "",
+        "<= 1241.1 ± 5.2 bits/object",
         dict(width=24, num_mixtures=3),
         num_steps=240,
         batch_size=32,

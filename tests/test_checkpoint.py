@@ -149,7 +149,7 @@ def test_a_torn_last_line_is_dropped_and_a_torn_middle_refused(tmp_path):
     metrics.close()
     assert read_metrics(path) == [{"step": 5, "a": 1.0}, {"step": 10, "a": None}]
     path.write_text('{"step": 5, "a"\n{"step": 10, "a": 2.0}\n')
-    with pytest.raises(InputError, match="line 1 is not JSON"):
+    with pytest.raises(InputError, match="line 1 is not a row"):
         read_metrics(path)
 
 

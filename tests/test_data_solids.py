@@ -181,7 +181,7 @@ def test_entropy_counts_images_that_coincide(monkeypatch):
 
 def test_entropies_are_cached(cache_folder, monkeypatch):
     first = solids.entropies(8)
-    (path,) = cache_folder.iterdir()
+    (path,) = (cache_folder / "solids").iterdir()
     assert json.loads(path.read_text()) == first
     count = solids._count_images
     monkeypatch.setattr(solids, "_count_images", None)

@@ -17,6 +17,7 @@ same on every device; no intermediate exceeds 2^30 up to a resolution of 1024.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -207,17 +208,17 @@ def entropies(resolution: int) -> dict[str, float]:
     file, since it takes minutes at 1024.
     """
     version = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:16]
-    path = cache_dir("solids") / f"{resolution}-{version}.json"
-    if path.exists():
-        return read_json(path)
+    with contextlib.suppress(InputError):  # damaged, or not there yet
+        return read_json(cache_dir("solids") / f"{resolution}-{version}.json")
     if resolution > 128:
         print(
             f"solids: counting the distinct ones of {len(settings())} images at "
-            f"resolution {resolution}, once; kept in {path}",
+            f"resolution {resolution}, once",
             file=sys.stderr,
         )
     found = _count_images(resolution)
-    write_json(path, found)
+    with contextlib.suppress(InputError):  # a folder that cannot be written: no cache
+        write_json(cache_dir("solids") / f"{resolution}-{version}.json", found)
     return found
 
 
