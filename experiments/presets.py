@@ -126,7 +126,7 @@ _LONGER = {
     "pocket_cube/transformer-long": _preset(
         "23.505 ± 0.009 bits/object after 1019 s of training on one core (seed 0)",
         dict(width=96),
-        num_steps=6000,
+        num_steps=4500,
         learning_rate=2e-3,
         valid_every=500,
         save_every=2000,

@@ -190,6 +190,10 @@ def _examples(columns: Mapping[str, np.ndarray], path: Path) -> tuple[dict, int]
             raise InputError(
                 f"{path}: num_values is {num_values}, but values go up to {high}"
             )
+    if num_values > 2**16:  # float32 would soon no longer tell neighbours apart
+        raise InputError(
+            f"{path}: {num_values} values; give integers from 0 to {2**16 - 1}"
+        )
     dtype = np.uint8 if num_values <= 256 else np.int32
     return {k: x.astype(dtype, copy=False) for k, x in given.items()}, num_values
 
