@@ -124,7 +124,7 @@ _QUICK = {
 _LONGER = {
     # All but the corner twist is learnt at 23.394 bits = floor + log2 3.
     "pocket_cube/transformer-long": _preset(
-        "23.505 ± 0.009 bits/object after 1019 s of training on one core (seed 0)",
+        "23.532 ± 0.011 bits/object after 935 s of training on a shared core",
         dict(width=96),
         num_steps=4500,
         learning_rate=2e-3,
@@ -132,7 +132,7 @@ _LONGER = {
         save_every=2000,
     ),
     "binarized_mnist/made": _preset(
-        "91.283 ± 0.246 nats after 1085 s of training on one core (seed 0)",
+        "91.283 ± 0.246 nats after 1085 s of training on a shared core",
         dict(width=1500, dropout_rate=0.1),
         num_steps=16000,
         batch_size=100,
