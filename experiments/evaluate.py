@@ -125,8 +125,7 @@ def _safe(name):
 
 def main(argv: list[str]) -> None:
     """Evaluates one run."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    launcher.refuse_arguments(argv)
     if not FLAGS.workdir:
         raise InputError("--workdir is required: the directory of a trained run")
     evaluate_run(

@@ -67,6 +67,12 @@ def parse_set(pairs: list[str]) -> dict[str, str]:
     return settings
 
 
+def refuse_arguments(argv: list[str]) -> None:
+    """InputError for an argument that is not a flag, in launchers that take none."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+
+
 def apply_preset(values: dict[str, Any]) -> None:
     """Sets flags that were not given on the command line; `set` is added to."""
     for name, value in values.items():

@@ -67,8 +67,7 @@ def _parse_cond(model, config, text, count):
 
 def main(argv: list[str]) -> None:
     """Draws and writes."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    launcher.refuse_arguments(argv)
     if not FLAGS.workdir:
         raise InputError("--workdir is required: the directory of a trained run")
     if FLAGS.num_samples < 1:

@@ -232,8 +232,7 @@ def _dry_run(named: dict[str, list[str]]) -> int:
 
 def main(argv: list[str]) -> int:
     """Runs the sweep; the status says whether any cell failed."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    launcher.refuse_arguments(argv)
     if not FLAGS.workdir:
         raise InputError("--workdir is required: a directory for the cells")
     if FLAGS.jobs < 1:

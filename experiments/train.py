@@ -106,8 +106,7 @@ def _prepare(config, dataset, model):
 
 def main(argv: list[str]) -> int:
     """Trains, then evaluates where asked."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]}; flags look like --name=value")
+    launcher.refuse_arguments(argv)
     configured = _configure()
     if FLAGS.dry_run:
         _dry_run(*configured)
