@@ -9,6 +9,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["gm*", "experiments*"]),
+    package_data={"experiments": ["published.json"]},
+    # Named as its module, so that `-p gm.pytest_plugin` does not register it twice.
+    entry_points={"pytest11": ["gm.pytest_plugin = gm.pytest_plugin"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",  # linen modules
@@ -19,6 +22,8 @@ setup(
         "grain>=0.2.16",  # streams data sets that do not fit in memory
         "absl-py>=2.1",
         "numpy>=2.0",
+        "scipy>=1.13",  # the normal quantile in float64, for the codec of flows
+        "constriction>=0.4,<0.6",  # entropy coding: ANS and range coding, in Rust
         "pillow>=10",  # reads and writes images
         "scikit-learn>=1.5",  # carries the digits data set
         "rich>=13",  # progress and tables on a terminal

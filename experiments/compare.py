@@ -13,60 +13,78 @@ from gm.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
-    "format", "table", ["table", "markdown", "csv", "json"], "of the output"
+    "format",
+    "table",
+    ["table", "markdown", "csv", "json", "board"],
+    "of the output; board: bits above the entropy where it is known",
 )
+flags.DEFINE_bool("published", False, "also the published numbers of the same protocol")
 flags.DEFINE_string("plots", None, "directory for learning curves and bits as PNG")
+
+
+_LEFT = ("estimate", "run", "checkpoint", "checked", "source")
+
+
+def _published(row):
+    """Published numbers to show beside a row, where they are asked for."""
+    from experiments import published
+
+    return published.HEADER, published.lines(row) if FLAGS.published else []
 
 
 def _print_tables(rows):
     from rich.console import Console
     from rich.table import Table
 
-    from gm.results import describe, group_rows, pivot, unit_name
+    from gm.tables import make_tables, pivot
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 240)
 
     def show(title, header, lines):
         table = Table(title=title, title_justify="left")
         for name in header:
-            right = name not in ("model", "estimate", "run", "checkpoint")
+            left = "model" in name or name in _LEFT
             table.add_column(
-                name, justify="right" if right else "left", no_wrap=name != "run"
+                name,
+                justify="left" if left else "right",
+                no_wrap=name not in ("run", "source"),
             )
         for line in lines:
             table.add_row(*line)
         console.print(table)
 
-    tables = group_rows(rows)
+    tables = make_tables(rows)
     if len(tables) > 1:
         header, lines = pivot(rows)
         show("bits (lower is better; <= is an upper bound on them)", header, lines)
-    for title, ranked, apart in tables:
-        lines = [list(describe(r).values()) for r in ranked]
-        show(title, list(describe(ranked[0])), lines)
-        for row in apart:
-            cells = describe(row)
-            console.print(
-                f"not ranked: {cells['model']} ({cells['run']}), "
-                f"{cells[unit_name(row)]} {unit_name(row)}: {row['apart']}",
-                markup=False,
-            )
+    for table in tables:
+        show(table.title, table.header, table.lines)
+        for note in table.notes:
+            console.print(note, markup=False, highlight=False)
+        header, lines = _published(table.example)
+        if lines:
+            show(f"published, {table.title}", header, lines)
+        elif FLAGS.published:
+            console.print(f"{table.title}: no published number of this protocol")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Reads rows below the given paths and shows them."""
-    from gm import results
+    from gm import results, tables
 
     if len(argv) < 2:
         raise InputError("give one or more run directories, or directories of them")
     rows = results.read_rows(argv[1:])
+    results.refuse_incomparable(rows)
     if FLAGS.format == "table":
         _print_tables(rows)
+    elif FLAGS.format == "markdown":
+        sys.stdout.write(tables.to_markdown(rows, _published))
     else:
         form = {
-            "markdown": results.to_markdown,
-            "csv": results.to_csv,
-            "json": results.to_json,
+            "csv": tables.to_csv,
+            "json": tables.to_json,
+            "board": tables.to_board,
         }[FLAGS.format]
         sys.stdout.write(form(rows))
     if FLAGS.plots:
@@ -74,6 +92,10 @@ def main(argv: list[str]) -> None:
 
         for path in write_plots(rows, FLAGS.plots):
             print(path, file=sys.stderr)
+    bugs = [row for row in rows if results.below_floor(row)]
+    for row in bugs:
+        print(f"error: {tables.bug_text(row)}", file=sys.stderr)
+    return 1 if bugs else 0
 
 
 if __name__ == "__main__":

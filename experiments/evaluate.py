@@ -4,6 +4,9 @@
       --num_importance_samples=64
 """
 
+import dataclasses
+
+import numpy as np
 from absl import flags
 
 from experiments import launcher
@@ -19,6 +22,15 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
     flags.DEFINE_integer(
         "num_importance_samples", 1, "draws per example (not for ELBOs)"
+    )
+    flags.DEFINE_bool(
+        "k_curve", False, "also the bound at 1, 2, 4, ... importance samples"
+    )
+    flags.DEFINE_bool(
+        "interval", False, "also a bound from the other side (16 times the draws)"
+    )
+    flags.DEFINE_integer(
+        "num_samples", 1000, "samples to judge where what is possible is known; 0: none"
     )
     flags.DEFINE_integer("batch_size", 100, "examples at a time")
     flags.DEFINE_integer("seed", 0, "of the evaluation's noise")
@@ -64,6 +76,9 @@ def evaluate_run(
     *,
     split: str,
     num_importance_samples: int = 1,
+    k_curve: bool = False,
+    interval: bool = False,
+    num_samples: int = 1000,
     batch_size: int = 100,
     checkpoint: str = "best",
     seed: int = 0,
@@ -71,12 +86,15 @@ def evaluate_run(
     data_dir: str | None = None,
 ) -> None:
     """Evaluates and writes results/<split>.json and .nats.npy; prints the number."""
-    from gm import evaluate, results, trained
+    from gm import evaluate, gap, tables, trained
     from gm.data import Fresh
+    from gm.results import below_floor, unit_name
     from gm.writer import Progress
 
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed={seed}: give 0 to {2**31 - 1}")
+    if num_samples < 0:
+        raise InputError(f"--num_samples={num_samples}: give 0 or more")
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: give 1 or more")
     found = trained.load(workdir, checkpoint)
@@ -90,20 +108,29 @@ def evaluate_run(
         found.params,
         data,
         split,
-        batch_size=batch_size,
         num_importance_samples=num_importance_samples,
+        k_curve=k_curve,
+        interval=interval,
+        batch_size=batch_size,
         seed=seed,
         progress=lambda done, mean: progress.update(done, f"{mean:.3f} nats"),
     )
     progress.close()
+    if num_samples and data.support:
+        cond = examples.batch(np.arange(len(examples)))[1] if found.model.cond else None
+        row["samples"] = gap.check_samples(
+            found.model, found.params, data, cond, count=num_samples
+        )
     config = found.config
+    training = dataclasses.asdict(config.train)
     meta = {k: v for k, v in found.meta.items() if k not in ("digests", "valid_nats")}
     row = (
         {"model": config.model, "settings": config.settings}
         | {"resolution": config.resolution}
         | row
         | meta
-        | {"seed": config.train.seed, "ema": config.train.ema_decay}
+        | {"seed": training.pop("seed"), "ema": config.train.ema_decay}
+        | {"augmentation": training.pop("augmentation"), "training": training}
         | {"precision": config.precision, "checkpoint": found.checkpoint}
         | evaluate.provenance()
     )
@@ -111,12 +138,15 @@ def evaluate_run(
     if checkpoint != "best":
         stem += f"-{checkpoint}"
     path = evaluate.write_result(found.run.results, stem, row, nats)
-    cells = results.describe(row)
-    unit = results.unit_name(row)
+    unit = unit_name(row)
     print(
-        f"{data.name} {split}: {cells[unit]} {unit}, {cells['nats']} nats, over "
-        f"{len(nats)} examples ({found.checkpoint}; {path})"
+        f"{data.name} {split}: {tables.value_text(row)} {unit}, {tables.nats_text(row)} "
+        f"nats, over {len(nats)} examples ({found.checkpoint}; {path})"
     )
+    for text in tables.details(row):
+        print(text)
+    if below_floor(row):
+        raise InputError(tables.bug_text(row))
 
 
 def _safe(name):
@@ -132,6 +162,9 @@ def main(argv: list[str]) -> None:
         FLAGS.workdir,
         split=FLAGS.split,
         num_importance_samples=FLAGS.num_importance_samples,
+        k_curve=FLAGS.k_curve,
+        interval=FLAGS.interval,
+        num_samples=FLAGS.num_samples,
         batch_size=FLAGS.batch_size,
         checkpoint=FLAGS.checkpoint,
         seed=FLAGS.seed,

@@ -6,6 +6,7 @@
 Starting the same command again resumes the run, bit for bit.
 """
 
+import dataclasses
 import signal
 import sys
 
@@ -37,7 +38,7 @@ def _configure():
     """(config, dataset, model): what can be wrong with the flags is found here."""
     from gm import data
     from gm.evaluate import check_importance_samples
-    from gm.feed import check_batch_size
+    from gm.feed import check_feed
     from gm.model import build
 
     if FLAGS.preset:
@@ -55,7 +56,7 @@ def _configure():
         conditional=config.conditional,
         precision=config.precision,
     )
-    check_batch_size(dataset, config.train.batch_size)
+    check_feed(dataset, config.train)
     check_importance_samples(model, config.train.valid_samples, "valid_samples")
     if FLAGS.evaluate:
         check_importance_samples(model, FLAGS.num_importance_samples)
@@ -90,6 +91,7 @@ def _dry_run(config, dataset, model):
 def _prepare(config, dataset, model):
     """Opens the run directory and restores; nothing is compiled before this."""
     from gm import data
+    from gm.config import TrainConfig
     from gm.fit import Trainer
     from gm.rundir import RunDirectory
     from gm.trained import describe
@@ -100,7 +102,8 @@ def _prepare(config, dataset, model):
     if config.train.schedule == "constant":  # then its steps do not depend on the end
         may_change = (*may_change, "num_steps")
     described = describe(dataset, config.conditional) | {"valid_sha256": valid_sha256}
-    run.claim(config.to_json() | {"data": described}, may_change)
+    defaults = dataclasses.asdict(TrainConfig())
+    run.claim(config.to_json() | {"data": described}, may_change, defaults)
     return Trainer(model, dataset, config.train, run)
 
 

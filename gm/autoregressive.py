@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gm.likelihood import (
     bernoulli_log_prob,
@@ -21,17 +22,21 @@ from gm.model import LikelihoodModel
 from gm.spec import Estimate
 
 
-class AutoregressiveModel(LikelihoodModel):
-    """Base of models with exact conditionals in raster order (row, column, channel)."""
+class SymbolModel(LikelihoodModel):
+    """Base of models whose network gives each symbol's distribution on its own."""
 
     estimate: ClassVar[Estimate] = Estimate.EXACT
 
-    num_mixtures: int | None = 0  # discretized logistics per symbol; 0: categorical
+    # Discretized logistics per symbol; 0: a table over the values; None: a table up to
+    # 32 values, else 10.
+    num_mixtures: int | None = 0
 
     @property
     def mixtures(self) -> int:
         """Discretized logistics per symbol; 0: a table over the values."""
-        return self.num_mixtures or 0
+        if self.num_mixtures is None:
+            return 0 if self.num_values <= 32 else 10
+        return self.num_mixtures
 
     @property
     def num_params(self) -> int:
@@ -56,6 +61,15 @@ class AutoregressiveModel(LikelihoodModel):
             return params.astype(jnp.float32)
         values = jnp.arange(self.num_values)
         return self.symbol_log_prob(params[..., None, :], values)
+
+
+class AutoregressiveModel(SymbolModel):
+    """Base of models with exact conditionals in raster order (row, column, channel)."""
+
+    @property
+    def receptive_field(self) -> np.ndarray:
+        """Bool [D, D]: whether the distribution of symbol i depends on symbol j."""
+        return np.tri(self.num_dims, k=-1, dtype=bool)
 
     def conditionals(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False

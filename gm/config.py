@@ -23,6 +23,9 @@ class TrainConfig:
     weight_decay: float = _flag(0.0, "of AdamW, on matrices and kernels")
     clip_norm: float = _flag(1.0, "largest global norm of the gradient (bits/dim)")
     ema_decay: float = _flag(0.999, "of the averaged parameters that are evaluated")
+    augmentation: str = _flag(
+        "none", "of training images: none or flip (left to right)"
+    )
     accumulate: int = _flag(1, "parts of a batch whose gradients are averaged")
     seed: int = _flag(0, "of initial parameters, data order and noise")
     steps_per_dispatch: int = _flag(20, "steps fused into one dispatch to the device")
@@ -59,6 +62,7 @@ class TrainConfig:
             )
         choices = {
             "schedule": ("cosine", "constant"),
+            "augmentation": ("none", "flip"),
             "on_nonfinite": ("abort", "skip", "rollback"),
         }
         for name, valid in choices.items():

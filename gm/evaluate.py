@@ -13,25 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm import sharding
-from gm.data.dataset import Dataset, Fresh, Split, identify
+from gm import bounds, sharding
+from gm.bounds import logmeanexp
+from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
 from gm.errors import InputError
-from gm.likelihood import bits, logmeanexp
+from gm.likelihood import bits
 from gm.model import LikelihoodModel, log_prob
 from gm.spec import Estimate
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_importance_samples"))
-def example_log_prob(
+@functools.partial(jax.jit, static_argnames=("model", "draws"))
+def example_log_weights(
     model: LikelihoodModel,
     params: Any,
     x: jax.Array,
     cond: jax.Array | None,
     indices: jax.Array,
     key: jax.Array,
-    num_importance_samples: int = 1,
+    draws: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Log P(x) [B] and mean terms, with noise that belongs to the example.
+    """Log-weights [draws, B] and mean terms, with noise that belongs to the example.
 
     The noise of draw k of example i is a function of (key, i, k) alone, so a value
     depends neither on the neighbours in the batch nor on the batch size.
@@ -41,7 +42,8 @@ def example_log_prob(
       x, cond: a batch.
       indices: int32 [B], each example's number in the split.
       key: PRNG key.
-      num_importance_samples: K; above 1, logmeanexp over K draws.
+      draws: K. Each draw is what `log_prob` returns: for WEIGHT models the log of an
+        unbiased estimate of P(x).
     """
 
     def draw(k):
@@ -53,9 +55,9 @@ def example_log_prob(
 
         return jax.vmap(one)(x, cond, indices)
 
-    # A loop over the draws: memory does not grow with K.
-    log_px, terms = jax.lax.map(draw, jnp.arange(num_importance_samples))
-    return logmeanexp(log_px), jax.tree.map(lambda t: t.mean(0), terms)
+    # A loop over the draws: the network's memory does not grow with K.
+    log_w, terms = jax.lax.map(draw, jnp.arange(draws))
+    return log_w, jax.tree.map(lambda t: t.mean(0), terms)
 
 
 def check_importance_samples(
@@ -77,63 +79,85 @@ def check_importance_samples(
     return 1 if model.estimate is Estimate.EXACT else num_samples
 
 
-def evaluate_nats(
+def evaluate_log_weights(
     model: LikelihoodModel,
     params: Any,
     split: Split,
     order: np.ndarray,
     *,
+    draws: int = 1,
     batch_size: int = 100,
-    num_importance_samples: int = 1,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Nats -log P(x) of the examples of a split, each exactly once.
+    """Log-weights of the examples of a split, each example exactly once.
 
     Args:
       model, params: what is evaluated; the EMA parameters as a rule.
       split: examples.
       order: int64 [N], which examples and in what order.
+      draws: K.
       batch_size: the last batch is padded and the padding dropped.
-      num_importance_samples: K.
       seed: of the noise; the same for every call.
       progress: called with (examples done, mean nats so far).
 
     Returns:
-      (nats float64 [N] in that order, mean of each term in nats).
+      (float64 [K, N] in that order, mean of each term in nats).
 
     Raises:
       InputError: a non-finite example (its number is named); none is left out.
     """
-    draws = check_importance_samples(model, num_importance_samples)
     mesh = sharding.make_mesh()
     batch_size = -(-min(batch_size, len(order)) // mesh.size) * mesh.size
     key = jax.random.key(seed)
-    nats = np.empty(len(order), np.float64)
+    log_w = np.empty((draws, len(order)), np.float64)
     sums: dict[str, float] = {}
+    total = 0.0
     for start in range(0, len(order), batch_size):
         stop = min(start + batch_size, len(order))
         numbers = np.arange(start, start + batch_size) % len(order)
         x, cond = split.batch(order[numbers])
         batch = (x, cond if model.cond else None, numbers.astype(np.int32))
         batch = sharding.split(mesh, batch)
-        log_px, terms = jax.device_get(
-            example_log_prob(model, params, *batch, key, draws)
+        block, terms = jax.device_get(
+            example_log_weights(model, params, *batch, key, draws)
         )
-        block = -np.asarray(log_px, np.float64)[: stop - start]
-        bad = np.flatnonzero(~np.isfinite(block))
+        log_w[:, start:stop] = block[:, : stop - start]
+        log_px = logmeanexp(log_w[:, start:stop])
+        bad = np.flatnonzero(~np.isfinite(log_px))
         if bad.size:
             raise InputError(
-                f"example {order[start + bad[0]]} of the split has {-block[bad[0]]} "
+                f"example {order[start + bad[0]]} of the split has {log_px[bad[0]]} "
                 "nats: the likelihood is not finite there, so the mean is not either"
             )
-        nats[start:stop] = block
         for name, term in terms.items():
             part = np.asarray(term, np.float64)[: stop - start].sum()
             sums[name] = sums.get(name, 0.0) + float(part)
+        total -= log_px.sum()
         if progress is not None:
-            progress(stop, float(nats[:stop].mean()))
-    return nats, {name: total / len(order) for name, total in sums.items()}
+            progress(stop, float(total / stop))
+    return log_w, {name: value / len(order) for name, value in sums.items()}
+
+
+def evaluate_nats(
+    model: LikelihoodModel,
+    params: Any,
+    split: Split,
+    order: np.ndarray,
+    *,
+    num_importance_samples: int = 1,
+    **options: Any,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Nats -log P(x) of the examples of a split, by `evaluate_log_weights`.
+
+    Returns:
+      (nats float64 [N] in the order given, mean of each term in nats).
+    """
+    draws = check_importance_samples(model, num_importance_samples)
+    log_w, terms = evaluate_log_weights(
+        model, params, split, order, draws=draws, **options
+    )
+    return -logmeanexp(log_w), terms
 
 
 def _commit() -> str:
@@ -169,19 +193,28 @@ def evaluate(
     dataset: Dataset,
     split_name: str,
     *,
-    batch_size: int = 100,
     num_importance_samples: int = 1,
-    seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
+    k_curve: bool = False,
+    interval: bool = False,
+    **options: Any,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Evaluates a whole split.
+
+    Args:
+      model, params: what is evaluated.
+      dataset, split_name: on what.
+      num_importance_samples: K.
+      k_curve: adds the bound at k = 1, 2, 4, ..., K to the row.
+      interval: adds bounds from both sides, from `bounds.GROUPS` x K draws.
+      options: batch_size, seed and progress of `evaluate_log_weights`.
 
     Returns:
       (row, nats float64 [N]): the part of a result row that this pass determines, and
       nats per example in the split's fixed order.
 
     Raises:
-      InputError: a split that is drawn anew at each step, or as `evaluate_nats` raises.
+      InputError: a split that is drawn anew at each step, a curve or an interval of
+        what has no weights, or as `evaluate_log_weights` raises.
     """
     split = dataset.split(split_name)
     if isinstance(split, Fresh):
@@ -189,18 +222,22 @@ def evaluate(
             f"--split={split_name}: {dataset.name} draws it anew at each step; "
             "give valid or test"
         )
+    if (k_curve or interval) and model.estimate is not Estimate.WEIGHT:
+        raise InputError(
+            f"--{'k_curve' if k_curve else 'interval'}: {type(model).__name__} gives "
+            f"{_SAID[model.estimate]}, of which there are no importance weights"
+        )
+    k = check_importance_samples(model, num_importance_samples)
+    if k_curve and k < 2:
+        raise InputError(
+            f"--k_curve: with --num_importance_samples={k} there is one point; give more"
+        )
+    draws = bounds.GROUPS * k if interval else k
     sha256, order = identify(dataset, split)
-    nats, terms = evaluate_nats(
-        model,
-        params,
-        split,
-        order,
-        batch_size=batch_size,
-        num_importance_samples=num_importance_samples,
-        seed=seed,
-        progress=progress,
+    log_w, terms = evaluate_log_weights(
+        model, params, split, order, draws=draws, **options
     )
-    draws = check_importance_samples(model, num_importance_samples)
+    nats = -logmeanexp(log_w[:k])
     mean = float(nats.mean())
     floor = dataset.cond_entropy_nats if model.cond else dataset.entropy_nats
     row = {
@@ -214,7 +251,7 @@ def evaluate(
         "preprocessing": dataset.preprocessing,
         "conditioning": model.cond.label if model.cond else "none",
         "estimate": model.estimate.value,
-        "num_importance_samples": draws,
+        "num_importance_samples": k,
         "nats": mean,
         "bits_per_dim": bits(mean) / model.num_dims,
         "bits_per_object": bits(mean),
@@ -224,9 +261,44 @@ def evaluate(
         "terms_nats": terms,
         "entropy_floor_nats": floor,
         "num_params": num_params(params),
-        "evaluation_seed": seed,
+        "evaluation_seed": options.get("seed", 0),
     }
+    if k_curve:
+        row["k_curve"] = bounds.k_curve(log_w, k)
+    if interval:
+        shortfall = _own_sample_shortfall(model, params, split, order, k)
+        row["interval_nats"] = bounds.interval(log_w, k, shortfall)
     return row, nats
+
+
+_SAID = {Estimate.EXACT: "exact log-likelihoods", Estimate.ELBO: "a sampled ELBO"}
+
+
+def _own_sample_shortfall(model, params, split, order, k, count=200):
+    """`bounds.own_sample_shortfall` on samples, with conditions of the split."""
+    if not hasattr(model, "sample_joint"):
+        return None
+    numbers = order[np.arange(min(count, len(order)))]
+    cond = split.batch(numbers)[1] if model.cond else None
+
+    @jax.jit
+    def draw(params, key):
+        apply = functools.partial(model.apply, {"params": params})
+        x, noise = apply(
+            len(numbers), cond, rngs={"sample": key}, method="sample_joint"
+        )
+        return x, apply(x, noise, cond, method="log_weight")[0]
+
+    x, own_log_w = jax.device_get(draw(params, jax.random.key(1)))
+    log_w, _ = evaluate_log_weights(
+        model,
+        params,
+        ArraySplit(x, cond),
+        np.arange(len(x)),
+        draws=bounds.GROUPS * k,
+        seed=2,
+    )
+    return bounds.own_sample_shortfall(np.asarray(own_log_w, np.float64), log_w, k)
 
 
 def write_result(

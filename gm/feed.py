@@ -27,14 +27,20 @@ class Feed:
     xs: Callable[[int, int], Any]  # (first step, how many) -> leading axis of steps
 
 
-def check_batch_size(dataset: Dataset, batch_size: int) -> None:
-    """Raises InputError for a batch that the train split or the devices do not allow."""
-    sharding.check_batch_size(sharding.make_mesh(), batch_size, "batch_size")
+def check_feed(dataset: Dataset, config: TrainConfig) -> None:
+    """Raises InputError for flags that the train split or the devices do not allow."""
+    size = config.batch_size
+    sharding.check_batch_size(sharding.make_mesh(), size, "batch_size")
     source = dataset.train
-    if not isinstance(source, Fresh) and batch_size > len(source):
+    if not isinstance(source, Fresh) and size > len(source):
         raise InputError(
-            f"--batch_size={batch_size}: the train split of {dataset.name} has only "
+            f"--batch_size={size}: the train split of {dataset.name} has only "
             f"{len(source)} examples; give at most that"
+        )
+    if config.augmentation != "none" and len(dataset.shape) != 3:
+        raise InputError(
+            f"--augmentation={config.augmentation}: {dataset.name} has no images; "
+            "give none"
         )
 
 
@@ -54,7 +60,7 @@ def make_feed(
       InputError: a train split smaller than a batch.
     """
     source, size = dataset.train, config.batch_size
-    check_batch_size(dataset, size)
+    check_feed(dataset, config)
     # A rollback must not meet the same batches again.
     seed = config.seed + (rollbacks << 32)
     if isinstance(source, Fresh):

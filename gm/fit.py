@@ -15,7 +15,7 @@ from gm.config import TrainConfig
 from gm.data.dataset import Dataset, identify
 from gm.errors import InputError
 from gm.evaluate import evaluate_nats
-from gm.feed import check_batch_size, make_feed
+from gm.feed import check_feed, make_feed
 from gm.likelihood import bits
 from gm.model import LikelihoodModel
 from gm.rundir import RunDirectory
@@ -53,7 +53,7 @@ class Trainer:
           InputError: a configuration that cannot be run.
         """
         config.check()
-        check_batch_size(dataset, config.batch_size)
+        check_feed(dataset, config)
         self.model, self.dataset, self.config, self.run = model, dataset, config, run
         self.mesh = sharding.make_mesh()
         self.optimizer = make_optimizer(config)

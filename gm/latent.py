@@ -49,19 +49,58 @@ class LatentModel(LikelihoodModel):
         """Draws x ~ p(x|z) from what `generate` returned."""
         raise TypeError(f"{type(self).__name__} defines no sample_x")
 
-    def log_prob(
-        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Log of an unbiased estimate of P(x), [B]."""
-        mean, log_std = self.infer(x, cond, train=train)
-        mean, log_std = mean.astype(jnp.float32), log_std.astype(jnp.float32)
-        eps = jax.random.normal(self.make_rng("sample"), mean.shape)
-        z = mean + jnp.exp(log_std) * eps
+    @property
+    def channels(self) -> int:
+        """C: the symbols of x lie in C channels, coded one after another."""
+        raise TypeError(f"{type(self).__name__} defines no channels")
+
+    def symbol_logits(self, params: jax.Array, x: jax.Array, channel: int) -> jax.Array:
+        """Log-probabilities [B, D / C, K] of the symbols of one channel, up to a constant.
+
+        Args:
+          params: what `generate` returned.
+          x: [B, *shape] integers, of which the channels before `channel` are seen.
+          channel: 0 to C - 1.
+        """
+        raise TypeError(f"{type(self).__name__} defines no symbol_logits")
+
+    def _log_weight(self, x, z, cond, train, mean, log_std):
         log_px_z = self.log_px_z(self.generate(z, cond, train=train), x)
         log_pz = sum_dims(normal_log_prob(z))
         log_qz_x = sum_dims(normal_log_prob(z, mean, log_std))
         terms = {"reconstruction": log_px_z, "minus_kl": log_pz - log_qz_x}
         return log_px_z + (log_pz - log_qz_x), terms
+
+    def _posterior(self, x, cond, train):
+        mean, log_std = self.infer(x, cond, train=train)
+        return mean.astype(jnp.float32), log_std.astype(jnp.float32)
+
+    def log_weight(
+        self, x: jax.Array, z: jax.Array, cond: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Log p(x, z) - log q(z|x) [B], and its terms."""
+        return self._log_weight(x, z, cond, False, *self._posterior(x, cond, False))
+
+    def log_prob(
+        self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Log of an unbiased estimate of P(x), [B]."""
+        mean, log_std = self._posterior(x, cond, train)
+        eps = jax.random.normal(self.make_rng("sample"), mean.shape)
+        z = mean + jnp.exp(log_std) * eps
+        return self._log_weight(x, z, cond, train, mean, log_std)
+
+    def sample_joint(
+        self,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws (x, z): z from the prior, scaled by the temperature, x ~ p(x|z)."""
+        key_z, key_x = jax.random.split(self.make_rng("sample"))
+        z = temperature * jax.random.normal(key_z, (num_samples, self.latent_dims))
+        return self.sample_x(key_x, self.generate(z, cond)), z
 
     def sample(
         self,
@@ -71,6 +110,4 @@ class LatentModel(LikelihoodModel):
         temperature: float = 1.0,
     ) -> jax.Array:
         """Draws z from the prior, scaled by the temperature, then x ~ p(x|z)."""
-        key_z, key_x = jax.random.split(self.make_rng("sample"))
-        z = temperature * jax.random.normal(key_z, (num_samples, self.latent_dims))
-        return self.sample_x(key_x, self.generate(z, cond))
+        return self.sample_joint(num_samples, cond, temperature=temperature)[0]

@@ -22,11 +22,6 @@ def bits_per_dim(nats: jax.Array, num_dims: int) -> jax.Array:
     return nats / (num_dims * math.log(2))
 
 
-def logmeanexp(x: jax.Array, axis: int = 0) -> jax.Array:
-    """Log mean exp: the importance-weighted bound from log-weights (Burda 2016, eq. 8)."""
-    return jax.nn.logsumexp(x, axis=axis) - math.log(x.shape[axis])
-
-
 def sum_dims(x: jax.Array) -> jax.Array:
     """Sums all but the batch dimension, in float32: [B, ...] -> [B]."""
     return jnp.sum(x.astype(jnp.float32).reshape(x.shape[0], -1), axis=1)
@@ -55,13 +50,16 @@ def dequantize(
 
     Returns:
       y: [B, ...] float32 in [-1, 1).
-      log_volume: float32[B], log of (2/K)^D.
+      log_volume: float32[B], as `cell_log_volume`.
     """
     u = jax.random.uniform(key, x.shape)
     y = (x.astype(jnp.float32) + u) * (2 / num_values) - 1
-    num_dims = math.prod(x.shape[1:])
-    log_volume = jnp.full(x.shape[:1], num_dims * math.log(2 / num_values))
-    return y, log_volume
+    return y, cell_log_volume(y, num_values)
+
+
+def cell_log_volume(y: jax.Array, num_values: int) -> jax.Array:
+    """Log volume of an integer's cell in [-1, 1)^D, log (2/K)^D: y [B, ...] -> [B]."""
+    return jnp.full(y.shape[:1], math.prod(y.shape[1:]) * math.log(2 / num_values))
 
 
 def quantize(y: jax.Array, num_values: int) -> jax.Array:
@@ -189,6 +187,42 @@ def discretized_logistic_mixture_log_prob(
             mean_c, log_scale[..., c], x[..., None, c], num_values
         )
     return jax.nn.logsumexp(log_px, axis=-1)
+
+
+def discretized_logistic_mixture_logits(
+    params: jax.Array, x: jax.Array, channel: int, num_values: int
+) -> jax.Array:
+    """Log P(x_c = v | x_<c) for every value v of one channel of each pixel.
+
+    The channels before it weigh the components: by the shared indicator m,
+    P(x_c | x_<c) = sum_m P(m | x_<c) P_m(x_c | x_<c).
+
+    Args:
+      params: [..., M (1 + 2C + C(C-1)/2)] network outputs.
+      x: [..., C] integers, of which the first `channel` are seen.
+      channel: c.
+      num_values: K.
+
+    Returns:
+      float32 [..., K].
+    """
+    logits, mean, log_scale, coefficients = _split_mixture(params, x.shape[-1])
+    v = scale(x, num_values)
+    log_weight = jax.nn.log_softmax(logits)  # [..., M]
+    for c in range(channel):
+        mean_c = _condition_mean(mean, coefficients, v, c)
+        log_weight += discretized_logistic_log_prob(
+            mean_c, log_scale[..., c], x[..., None, c], num_values
+        )
+    log_weight = jax.nn.log_softmax(log_weight)
+    mean_c = _condition_mean(mean, coefficients, v, channel)
+    log_px = discretized_logistic_log_prob(
+        mean_c[..., None, :],
+        log_scale[..., None, :, channel],
+        jnp.arange(num_values)[:, None],
+        num_values,
+    )  # [..., K, M]
+    return jax.nn.logsumexp(log_weight[..., None, :] + log_px, axis=-1)
 
 
 def discretized_logistic_mixture_sample(

@@ -9,6 +9,8 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import sysconfig
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -84,25 +86,49 @@ def load_model(name: str) -> types.ModuleType:
     """Imports the file of a model: `vae` is gm.models.vae, others your own modules.
 
     Raises:
-      InputError: no such module, or it lacks `Model`.
+      InputError: no such module, it cannot be imported, or its `Model` is not a
+        LikelihoodModel.
     """
     names = model_names()
     path = f"gm.models.{name}" if name in names else name
     try:
         module = importlib.import_module(path)
-    except (ModuleNotFoundError, TypeError, ValueError) as error:
-        missing = getattr(error, "name", None) or path
-        if not path.startswith(missing):
-            raise  # the model's own import is broken: its traceback helps
+    except Exception as error:
+        where = _raised_in(error)
+        if where:
+            what = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"--model={name}: {where}: {type(error).__name__}: {what}"
+            ) from error
         raise InputError(
             f"--model={name}: no such model{did_you_mean(name, names)} "
             f"(one of {', '.join(names)}, or the import path of your own file)"
         ) from None
+    end = "end the file with Model = YourClass"
     if not hasattr(module, "Model"):
+        raise InputError(f"--model={name}: {path} has no Model; {end}")
+    cls = module.Model
+    if not isinstance(cls, type) or not issubclass(cls, LikelihoodModel):
+        what = cls.__name__ if isinstance(cls, type) else repr(cls)[:80]
+        wanted = "a subclass of gm.model.LikelihoodModel"
+        raise InputError(f"--model={name}: Model is {what}, not {wanted}; {end}")
+    if cls.log_prob is LikelihoodModel.log_prob:
         raise InputError(
-            f"--model={name}: {path} has no Model; end the file with Model = YourClass"
+            f"--model={name}: {cls.__name__} defines no log_prob; "
+            "inherit it from a family or define it"
         )
     return module
+
+
+def _raised_in(error: Exception) -> str:
+    """file:line at which an import failed; "" if no line of any file had been run."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)[2:]  # after import_module
+    inside = [f for f in frames if not f.filename.startswith("<frozen ")]
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    own = [f for f in inside if not f.filename.startswith(libraries)]
+    return next((f"{f.filename}:{f.lineno}" for f in (own or inside)[::-1]), "")
 
 
 def fields(cls: type) -> dict[str, dataclasses.Field]:

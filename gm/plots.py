@@ -89,14 +89,45 @@ def _bits(title: str, ranked: Sequence[Row], path: Path) -> Path:
     return _save(figure, path)
 
 
+def _k_curves(title: str, ranked: Sequence[Row], path: Path) -> Path | None:
+    """Bits against importance samples, with exact models as levels."""
+    if not any(r.get("k_curve") for r in ranked):
+        return None
+    figure, axes = _figure()
+    for i, row in enumerate(ranked):
+        color, label = f"C{i}", _label(row, ranked)
+        if row["estimate"] == "exact":
+            level = in_unit(row, row["nats"])
+            axes.axhline(level, ls="--", lw=1, color=color, label=f"{label} (exact)")
+        points = row.get("k_curve", [])
+        values = [in_unit(row, p["nats"]) for p in points]
+        if points:
+            ks = [p["k"] for p in points]
+            axes.plot(ks, values, marker=".", color=color, label=label)
+        sides = row.get("interval_nats")
+        if sides:
+            low, high = (in_unit(row, sides[side]) for side in ("low", "high"))
+            axes.axhspan(low, high, color=color, alpha=0.15, lw=0)
+    axes.set_xscale("log", base=2)
+    axes.set(
+        xlabel="importance samples k (band: bounds from both sides)",
+        ylabel=unit_name(ranked[0]),
+        title=title,
+    )
+    axes.legend(framealpha=0.9, edgecolor="none")
+    return _save(figure, path)
+
+
 def write_plots(rows: Sequence[Row], directory: str) -> list[Path]:
-    """Writes two PNGs per table into a directory and returns their paths."""
+    """Writes two or three PNGs per table into a directory and returns their paths."""
     out = Path(directory)
     paths = []
     for title, ranked, _ in group_rows(rows):
         stem = "".join(c if c.isalnum() else "_" for c in title)
-        curves = _learning_curves(title, ranked, out / f"{stem}_curves.png")
-        paths += [
-            p for p in (curves, _bits(title, ranked, out / f"{stem}_bits.png")) if p
-        ]
+        made = (
+            _learning_curves(title, ranked, out / f"{stem}_curves.png"),
+            _bits(title, ranked, out / f"{stem}_bits.png"),
+            _k_curves(title, ranked, out / f"{stem}_k_curves.png"),
+        )
+        paths += [path for path in made if path]
     return paths

@@ -1,17 +1,21 @@
-"""Result rows: reading them, which may be ranked together, and tables of them."""
+"""Result rows: reading them, which may be ranked together, and which is better."""
 
-import csv
-import io
+import dataclasses
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gm import paired
 from gm.errors import InputError
 from gm.likelihood import bits
 from gm.rundir import read_json
+from gm.spec import Estimate
 
 Row = dict[str, Any]
 
@@ -22,12 +26,41 @@ COMPARABLE = (
     "shape",
     "conditioning",
     "unit",
+    "augmentation",
 )
-_NEEDED = (
-    *COMPARABLE,
-    *("model", "dataset", "split", "nats", "standard_error_nats", "estimate"),
-    *("num_importance_samples", "entropy_floor_nats", "num_params"),
-)
+_TEXT = (str,)
+_COUNT = (int,)
+_NUMBER = (int, float)
+_MAYBE = (int, float, type(None))
+_NEEDED: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "dataset", "split", "split_sha256", "unit"), _TEXT),
+    **dict.fromkeys(("conditioning", "estimate"), _TEXT),
+    **dict.fromkeys(("num_values", "num_examples", "num_params"), _COUNT),
+    **dict.fromkeys(("num_importance_samples",), _COUNT),
+    **dict.fromkeys(("nats", "bits_per_dim", "bits_per_object"), _NUMBER),
+    **dict.fromkeys(("standard_error_nats", "entropy_floor_nats"), _MAYBE),
+    "shape": (list,),
+}
+
+
+def _check_row(row: Any, file: Path) -> None:
+    """Raises InputError for what no evaluation can have written."""
+    missing = [n for n in _NEEDED if not isinstance(row, dict) or n not in row]
+    if missing:
+        raise InputError(f"{file}: not a result row ({', '.join(missing)} missing)")
+    wrong = [n for n, kinds in _NEEDED.items() if not isinstance(row[n], kinds)]
+    wrong += [
+        n
+        for n in ("nats", "bits_per_dim", "standard_error_nats", "entropy_floor_nats")
+        if n not in wrong and row[n] is not None and not math.isfinite(row[n])
+    ]
+    if row["estimate"] not in [e.value for e in Estimate]:
+        wrong.append("estimate")
+    elif "nats" not in wrong and row["estimate"] == "exact" and row["nats"] < -1e-3:
+        wrong.append("nats")  # a probability above one
+    if wrong:
+        told = ", ".join(f"{n} is {row[n]!r}" for n in wrong)
+        raise InputError(f"{file}: not a result row ({told}); run `evaluate` again")
 
 
 def read_rows(paths: Iterable[str]) -> list[Row]:
@@ -36,23 +69,46 @@ def read_rows(paths: Iterable[str]) -> list[Row]:
     Raises:
       InputError: a path without any row.
     """
-    files: dict[Path, Path] = {}  # a run that is named twice counts once
-    for path in paths:
+    paths = list(paths)
+    # A run that is named twice counts once, unless it is held against itself.
+    itself = len(paths) == 2 and Path(paths[0]).resolve() == Path(paths[1]).resolve()
+    files: dict[Any, tuple[Path, str]] = {}
+    for number, path in enumerate(paths):
         found = sorted(Path(path).glob("**/results/*.json"))
         if not found:
             raise InputError(
                 f"{path}: no results/*.json below it; run `evaluate` first"
             )
         for file in found:
-            files.setdefault(file.resolve(), file)
+            key = (file.resolve(), number if itself else 0)
+            files.setdefault(key, (file, str(path)))
     rows = []
-    for file in files.values():
+    for file, path in files.values():
         row = read_json(file)
-        missing = [n for n in _NEEDED if not isinstance(row, dict) or n not in row]
-        if missing:
-            raise InputError(f"{file}: not a result row ({', '.join(missing)} missing)")
-        rows.append(row | {"run": str(file.parent.parent)})
+        _check_row(row, file)
+        where = {"run": str(file.parent.parent), "file": str(file), "path": path}
+        rows.append({"augmentation": "none"} | row | where)
     return rows
+
+
+def read_nats(row: Row) -> np.ndarray | None:
+    """Nats per example, float64 [N], of a row that was read; None if not kept.
+
+    Raises:
+      InputError: a file that is not that of the row.
+    """
+    if "file" not in row:
+        return None
+    path = Path(row["file"]).with_suffix(".nats.npy")
+    if not path.exists():
+        return None
+    try:
+        nats = np.load(path)
+    except (OSError, ValueError, EOFError):
+        nats = np.empty(0)
+    if nats.shape != (row["num_examples"],) or not np.isclose(nats.mean(), row["nats"]):
+        raise InputError(f"{path}: not the nats of {row['file']}; run `evaluate` again")
+    return nats
 
 
 def differing_fields(a: Row, b: Row) -> list[str]:
@@ -66,6 +122,23 @@ def differing_fields(a: Row, b: Row) -> list[str]:
     return names
 
 
+def explain(a: Row, b: Row) -> str:
+    """How the fields that forbid ranking differ: 'conditioning is X, not Y, ...'."""
+    return ", ".join(
+        f"{n} is {_short(a.get(n))}, not {_short(b.get(n))}"
+        for n in differing_fields(a, b)
+    )
+
+
+def _short(value):
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text
+
+
+def _key(row):
+    return json.dumps([row.get(n) for n in COMPARABLE])
+
+
 def group_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
     """Sorts rows into tables.
 
@@ -77,32 +150,32 @@ def group_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
     titles = sorted({(r["dataset"], r["split"]) for r in rows})
     for dataset, split in titles:
         here = [r for r in rows if (r["dataset"], r["split"]) == (dataset, split)]
-        keys = Counter(json.dumps([r.get(n) for n in COMPARABLE]) for r in here)
+        keys = Counter(map(_key, here))
         most = max(keys, key=lambda k: keys[k])
-        ranked, apart = [], []
-        for row in here:
-            if json.dumps([row.get(n) for n in COMPARABLE]) == most:
-                ranked.append(row)
-            else:
-                apart.append(row)
+        ranked = [r for r in here if _key(r) == most]
         ranked.sort(key=lambda r: r["nats"])
         apart = [
-            r
-            | {
-                "apart": ", ".join(
-                    f"{n} is {_short(r.get(n))}, not {_short(ranked[0].get(n))}"
-                    for n in differing_fields(r, ranked[0])
-                )
-            }
-            for r in sorted(apart, key=lambda r: r["nats"])
+            r | {"apart": explain(r, ranked[0])}
+            for r in sorted(here, key=lambda r: r["nats"])
+            if _key(r) != most
         ]
         tables.append((f"{dataset}, {split} split", ranked, apart))
     return tables
 
 
-def _short(value):
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text
+def refuse_incomparable(rows: Sequence[Row]) -> None:
+    """Raises InputError where two paths were given and no row of one meets the other's."""
+    paths = list(dict.fromkeys(r["path"] for r in rows))
+    if len(paths) != 2:
+        return
+    a, b = ([r for r in rows if r["path"] == path] for path in paths)
+    if {_key(r) for r in a} & {_key(r) for r in b}:
+        return
+    # Of all pairs the one that differs least says most.
+    x, y = min(
+        ((x, y) for x in a for y in b), key=lambda p: len(differing_fields(p[0], p[1]))
+    )
+    raise InputError(f"{paths[1]} cannot be compared with {paths[0]}: {explain(y, x)}")
 
 
 def unit_name(row: Row) -> str:
@@ -112,143 +185,140 @@ def unit_name(row: Row) -> str:
 
 def in_unit(row: Row, nats: float) -> float:
     """Nats per example in the row's unit."""
-    return bits(nats) if row["unit"] == "object" else bits(nats) / _num_dims(row)
-
-
-def _num_dims(row):
-    count = 1
-    for size in row["shape"]:
-        count *= size
-    return count
-
-
-def describe(row: Row) -> dict[str, str]:
-    """The cells of a table's line, as text."""
-    bound = "" if row["estimate"] == "exact" else "<= "
-    error = row["standard_error_nats"]
-    value = f"{bound}{in_unit(row, row['nats']):.4f}"
-    if error is not None:
-        value += f" ± {in_unit(row, error):.4f}"
-    nats = f"{bound}{row['nats']:.3f}" + (
-        f" ± {error:.3f}" if error is not None else ""
+    return (
+        bits(nats) if row["unit"] == "object" else bits(nats) / math.prod(row["shape"])
     )
-    draws = row["num_importance_samples"]
+
+
+def below_floor(row: Row) -> bool:
+    """Whether a row beats the entropy by more than its error: impossible but for a bug."""
     floor = row["entropy_floor_nats"]
-    seconds = row.get("train_seconds")
-    return {
-        "model": row["model"],
-        unit_name(row): value,
-        "nats": nats,
-        "above floor": f"{bits(row['nats'] - floor):+.3f} bits" if floor else "",
-        "estimate": row["estimate"] + (f", {draws} draws" if draws > 1 else ""),
-        "params": f"{row['num_params']:,}",
-        "examples seen": f"{row.get('examples_seen', 0):,}",
-        "train time": f"{seconds:.0f} s" if seconds is not None else "",
-        "seed": str(row.get("seed", "")),
-        "checkpoint": str(row.get("checkpoint", "")),
-        "run": row.get("run", ""),
-    }
+    if floor is None:
+        return False
+    error = row["standard_error_nats"] or 0.0
+    return not row["nats"] >= floor - 4 * error - 1e-5 * max(1.0, floor)
 
 
-def pivot(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Models against data sets: (header, lines).
+_REMAINING = 4  # times the last gain of a k-curve that the bound may still fall
 
-    Runs that differ only in their seed share a cell: their mean and standard deviation.
+# Contenders: runs that differ in nothing but the seed.
+
+_NO_SETTING = ("seed", "log_every", "save_every")
+
+
+def configuration(row: Row) -> dict[str, Any]:
+    """What besides the seed tells runs of a model apart, flat."""
+    training = row.get("training", {})
+    return (
+        dict(row.get("settings", {}))
+        | {k: v for k, v in training.items() if k not in _NO_SETTING}
+        | {k: row.get(k) for k in ("precision", "num_importance_samples")}
+        | {"checkpoint": str(row.get("checkpoint")).split(",")[0]}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """Runs of one model and configuration on one split, one for each seed."""
+
+    label: str  # the model, and what tells it from others of the same model
+    rows: list[Row]
+
+    @property
+    def nats(self) -> float:
+        """Mean over the runs."""
+        return statistics.mean(r["nats"] for r in self.rows)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the runs, in nats; 0 for one."""
+        values = [r["nats"] for r in self.rows]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def contenders(ranked: Sequence[Row]) -> list[Contender]:
+    """Gathers the rows of a table by configuration, the best first."""
+    groups: dict[str, list[Row]] = {}
+    for row in ranked:
+        key = json.dumps([row["model"], configuration(row)], sort_keys=True)
+        # A second run of the same seed is no second seed: it stands by itself.
+        while row.get("seed") in [r.get("seed") for r in groups.get(key, [])]:
+            key += " again"
+        groups.setdefault(key, []).append(row)
+    found = []
+    for rows in groups.values():
+        model = rows[0]["model"]
+        others = [
+            configuration(g[0]) for g in groups.values() if g[0]["model"] == model
+        ]
+        mine, settings = configuration(rows[0]), rows[0].get("settings", {})
+        apart = [
+            f"{name}={value}"
+            for name, value in mine.items()
+            if any(o.get(name) != value for o in others if name in {**settings, **o})
+        ]
+        found.append(Contender(" ".join([model, *apart]), rows))
+    return sorted(found, key=lambda c: c.nats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How a contender compares with the best of its table."""
+
+    kind: str  # "better", "tie", "open" or "unpaired", said of the best
+    difference: paired.Difference | None  # contender minus best, nats
+    reason: str = ""
+
+
+def _claim(best: Contender, other: Contender) -> tuple[str, str]:
+    """Whether a difference of reported numbers is one of the models: (kind, reason)."""
+    if other.rows[0]["estimate"] == "exact":
+        return "better", ""
+    sides = [r.get("interval_nats") for r in other.rows]
+    if all(sides):
+        low = statistics.mean(s["low"] for s in sides if s)
+        if low > best.nats:
+            return "better", f"below the interval of {other.label}"
+        return "open", "its interval reaches below"
+    curves = [r["k_curve"] for r in other.rows if len(r.get("k_curve", [])) > 1]
+    if len(curves) == len(other.rows):
+        gain = statistics.mean(c[-2]["nats"] - c[-1]["nats"] for c in curves)
+        told = f"its last step of k gained {bits(gain):.3f} bits"
+        # The curve may fall as far again, and more: only a flat end says much.
+        if other.nats - best.nats > _REMAINING * gain:
+            return "better", told
+        return "open", told
+    if best.rows[0]["estimate"] == "exact":
+        return "open", "a bound: evaluate it with --k_curve or --interval"
+    return "better", "by its bound; nothing is known of the models' own values"
+
+
+def verdicts(found: Sequence[Contender]) -> list[Verdict | None]:
+    """Compares every contender with the first, by paired differences.
+
+    Ties are told after Holm's correction for the number of comparisons. A bound below
+    an exact value is better than it; an exact value below a bound is better only where
+    it is below the bound's interval, or by far more than its k-curve still fell.
+
+    Returns:
+      a verdict per contender; None for the best.
     """
-    tables = [(title, ranked) for title, ranked, _ in group_rows(rows) if ranked]
-    header = ["model"]
-    for title, ranked in tables:
-        header.append(f"{title.removesuffix(' split')} ({unit_name(ranked[0])})")
-    # Settings tell runs of a model apart only where a table has several of them.
-    several = {
-        r["model"]
-        for _, ranked in tables
-        for r in ranked
-        if len({_settings(o) for o in ranked if o["model"] == r["model"]}) > 1
-    }
-
-    def label(row):
-        return row["model"] + (f" {_settings(row)}" if row["model"] in several else "")
-
-    lines = []
-    for name in sorted({label(r) for r in rows}):
-        line = [name]
-        for _, ranked in tables:
-            mine = [r for r in ranked if label(r) == name]
-            line.append(_cell(mine) if mine else "")
-        lines.append(line)
-    floors = ["entropy"]
-    for _, ranked in tables:
-        floor = ranked[0]["entropy_floor_nats"]
-        floors.append(f"{in_unit(ranked[0], floor):.4f}" if floor else "unknown")
-    return header, [*lines, floors]
-
-
-def _settings(row):
-    """What besides the seed tells runs of a model apart."""
-    settings = row.get("settings", {}) | {"checkpoint": str(row.get("checkpoint"))[:4]}
-    return " ".join(f"{k}={v}" for k, v in settings.items())
-
-
-def _cell(rows):
-    """One value with its standard error, or the mean over seeds with their spread."""
-    if len(rows) == 1:
-        return describe(rows[0])[unit_name(rows[0])]
-    bound = "" if rows[0]["estimate"] == "exact" else "<= "
-    values = [in_unit(r, r["nats"]) for r in rows]
-    mean, spread = statistics.mean(values), statistics.stdev(values)
-    return f"{bound}{mean:.4f} (mean of {len(rows)}, sd {spread:.4f})"
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """All tables as Markdown."""
-    parts = []
-
-    def table(header, lines):
-        escaped = [[c.replace("|", "\\|") for c in line] for line in [header, *lines]]
-        rule = ["---"] * len(header)
-        body = [escaped[0], rule, *escaped[1:]]
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in body))
-
-    tables = group_rows(rows)
-    if len(tables) > 1:
-        table(*pivot(rows))
-    for title, ranked, apart in tables:
-        parts.append(f"**{title}**")
-        lines = [list(describe(r).values()) for r in ranked]
-        table(list(describe(ranked[0])), lines)
-        for row in apart:
-            cells = describe(row)
-            parts.append(
-                f"Not ranked: {cells['model']} ({cells['run']}), "
-                f"{cells[unit_name(row)]} {unit_name(row)}: {row['apart']}."
-            )
-    return "\n\n".join(parts) + "\n"
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line per row with every field; nested values as JSON."""
-    names = list(dict.fromkeys(n for row in rows for n in row))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        cells = [row.get(n) for n in names]
-        writer.writerow(
-            [_guard(json.dumps(c) if isinstance(c, dict | list) else c) for c in cells]
-        )
-    return out.getvalue()
-
-
-def _guard(cell):
-    # A spreadsheet would run a text that begins so as a formula.
-    return "'" + cell if isinstance(cell, str) and cell[:1] in "=+-@" else cell
-
-
-def to_json(rows: Sequence[Row]) -> str:
-    """The tables: ranked rows, and rows apart with the reason."""
-    tables = [
-        {"title": title, "ranked": ranked, "apart": apart}
-        for title, ranked, apart in group_rows(rows)
-    ]
-    return json.dumps(tables, indent=1) + "\n"
+    best, others = found[0], found[1:]
+    ours = [read_nats(r) for r in best.rows]
+    differences: list[paired.Difference | None] = []
+    for other in others:
+        theirs = [read_nats(r) for r in other.rows]
+        a, b = ([x for x in side if x is not None] for side in (theirs, ours))
+        whole = len(a) == len(theirs) and len(b) == len(ours)
+        differences.append(paired.difference(a, b) if whole else None)
+    p_values = iter(paired.holm([d.p_value for d in differences if d]))
+    result: list[Verdict | None] = [None]
+    for other, d in zip(others, differences, strict=True):
+        if d is None:
+            result.append(Verdict("unpaired", None, "nats per example are missing"))
+        elif next(p_values) > 1 - paired.LEVEL:
+            result.append(Verdict("tie", d))
+        else:
+            kind, reason = _claim(best, other)
+            result.append(Verdict(kind, d, reason))
+    return result

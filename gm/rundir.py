@@ -154,12 +154,18 @@ class RunDirectory:
         """Everything needed to rebuild the run."""
         return read_json(self.path / "config.json")
 
-    def claim(self, config: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
+    def claim(
+        self,
+        config: Mapping[str, Any],
+        may_change: Iterable[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes the configuration, or checks that it is that of the run here.
 
         Args:
           config: JSON values.
           may_change: fields that may differ on resuming; the new value is kept.
+          defaults: of fields that a run of an older version may not have.
 
         Raises:
           InputError: another configuration; the fields and both values are named.
@@ -167,7 +173,8 @@ class RunDirectory:
         path = self.path / "config.json"
         config = json.loads(json.dumps(config, allow_nan=False))
         if path.exists():
-            old, new = _fields(self.config()), _fields(config)
+            old = _fields({**(defaults or {}), **self.config()})
+            new = _fields(config)
             names = [
                 n
                 for n in sorted(set(old) | set(new))

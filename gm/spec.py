@@ -9,10 +9,10 @@ class Estimate(enum.Enum):
 
     EXACT: log P(x), deterministic.
     WEIGHT: its exponential is an unbiased estimate of P(x) (a VAE with sampled KL, a
-        dequantised flow), so `logmeanexp` over K draws is a tighter bound (Burda et
+        dequantised flow), so logmeanexp over K draws is a tighter bound (Burda et
         al. 2016).
     ELBO: an unbiased estimate of a lower bound (a sampled diffusion time, an analytic
-        KL). Averaging draws is legal, `logmeanexp` over them is not: it would exceed
+        KL). Averaging draws is legal, logmeanexp over them is not: it would exceed
         the bound and even log P(x).
     """
 

@@ -13,6 +13,8 @@ from gm.config import TrainConfig
 from gm.likelihood import bits_per_dim
 from gm.model import LikelihoodModel, init_params, log_prob
 
+_FLIP = 0xF11B  # apart from the numbers that a model's own keys are split by
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -105,6 +107,12 @@ def _gradient(model, params, batch, key, accumulate):
     return jax.tree.map(lambda t: t / accumulate, total)
 
 
+def _flip(key, x):
+    """Mirrors images [B, H, W, C] left to right, each with probability 1/2."""
+    mirrored = jax.random.bernoulli(key, shape=(len(x), 1, 1, 1))
+    return jnp.where(mirrored, x[:, :, ::-1], x)
+
+
 def train_step(
     model: LikelihoodModel,
     optimizer: optax.GradientTransformation,
@@ -117,6 +125,8 @@ def train_step(
     An update whose loss or gradient is not finite is left out and counted.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
+    if config.augmentation == "flip":
+        batch = (_flip(jax.random.fold_in(key, _FLIP), batch[0]), batch[1])
     (bpd, terms), grads = _gradient(model, state.params, batch, key, config.accumulate)
     grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(bpd) & jnp.isfinite(grad_norm)

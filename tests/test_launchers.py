@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,42 @@ def test_compare_ranks_and_plots(sweep, tmp_path):
     assert "| made |" in text
 
 
+def test_two_runs_are_compared_in_pairs_or_refused(sweep, tmp_path):
+    made, vae = (sweep[0] / f"digits-8_{m}_width=8_s0" for m in ("made", "vae"))
+    vae = shutil.copytree(vae, tmp_path / "vae")  # other tests read the sweep's row
+    flags = ["--num_importance_samples=4", "--k_curve", "--interval"]
+    done = run("-m", "experiments.evaluate", f"--workdir={vae}", *flags)
+    assert re.search(r"k = +4: <= ", done.stdout)
+    low, high = map(float, re.search(r"\[([\d.]+), ([\d.]+)\]", done.stdout).groups())
+    row = json.loads((vae / "results" / "test.json").read_text())
+    assert low < high
+    assert [p["k"] for p in row["k_curve"]] == [1, 2, 4]
+    done = run("-m", "experiments.compare", vae, made, f"--plots={tmp_path}")
+    assert "paired over 397 examples, 1 and 1 seeds" in done.stdout
+    assert len(list(tmp_path.glob("*_k_curves.png"))) == 1
+    cube = sweep[0] / "solids-8_made_width=8_s0"
+    done = run("-m", "experiments.compare", cube, made, ok=False)
+    assert done.returncode == 2
+    assert f"error: {made} cannot be compared with {cube}: split_sha256" in done.stderr
+    done = run("-m", "experiments.compare", made, "--published")
+    assert "no published number of this protocol" in done.stdout
+    row = json.loads((cube / "results" / "test.json").read_text())
+    assert row["samples"]["count"] == 1000
+    assert set(row["samples"]["facts"]) == {"rendered"}
+
+
+def test_a_result_below_the_entropy_is_reported_loudly(sweep, tmp_path):
+    cell = sweep[0] / "solids-8_made_width=8_s0" / "results"
+    (tmp_path / "results").mkdir()
+    row = json.loads((cell / "test.json").read_text()) | {"nats": 8.9}
+    row["standard_error_nats"] = 0.01
+    (tmp_path / "results" / "test.json").write_text(json.dumps(row))
+    done = run("-m", "experiments.compare", tmp_path, ok=False)
+    assert done.returncode == 1
+    assert "error: BUG: made" in done.stderr
+    assert "0.160 bits below the entropy of solids" in done.stderr
+
+
 def test_sample_writes_a_picture(sweep, tmp_path):
     path = sweep[0] / "digits-8_vae_width=8_s0"
     run("-m", "experiments.sample", f"--workdir={path}", "--num_samples=9")
@@ -140,10 +177,65 @@ def test_a_model_outside_the_repository(tmp_path):
     table = run("-m", "experiments.compare", "runs/mine", cwd=tmp_path).stdout
     assert "my_model" in table
     # `-p no:cacheprovider`: this inner session must not touch the outer one's state.
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    tests += [ROOT / "tests" / "test_models.py", "--model=my_model"]
-    done = run(*tests, cwd=tmp_path)
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    tests = [ROOT / "tests" / "test_models.py", "--model=my_model"]
+    done = run(*pytest, *tests, cwd=tmp_path)
     assert re.search(r"\d\d passed", done.stdout)
+    # Named in full, so that it also works where gm was installed before it had plugins.
+    plugin = ["-p", "gm.pytest_plugin", "--gm-audit=my_model"]
+    done = run(*pytest, *plugin, cwd=tmp_path)
+    assert re.search(r"\d passed, \d skipped", done.stdout)
+    assert "my_model normalisation: pass: " in done.stdout
+
+
+WRONG = """
+from my_right import Model, TINY
+class Wrong(Model):
+    def log_prob(self, x, cond=None, *, train=False):
+        log_px, _ = super().log_prob(x, cond, train=train)
+        return 0.9 * log_px, {"symbols": 0.9 * log_px}
+Model = Wrong
+"""
+
+
+def test_audit_fails_a_wrong_model_outside_the_repository(tmp_path):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "my_right.py").write_text(code)
+    (tmp_path / "my_wrong.py").write_text(WRONG)
+    (tmp_path / "test_other.py").write_text("def test_other(): assert False")
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gm.pytest_plugin"]
+    audits = ["--gm-audit=my_right", "--gm-audit=my_wrong", "-k", "normalisation"]
+    done = run(*pytest, *audits, cwd=tmp_path, ok=False)
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout  # and test_other.py was not asked for
+    assert re.search(r"81 probabilities given \d sum to \d\.\d+, off by", done.stdout)
+    assert "Traceback" not in done.stdout + done.stderr
+    done = run(*pytest, "--gm-audit=my_worng", cwd=tmp_path, ok=False)
+    assert done.returncode == 4
+    assert "--gm-audit=my_worng: no such model" in done.stderr
+
+
+def test_audit_launcher(tmp_path):
+    checks = "--checks=normalisation,devices"
+    done = run("-m", "experiments.audit", "--model=made", checks)
+    assert "2 devices against one" in done.stdout
+    assert " sum to " in done.stdout
+    assert done.stderr == ""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "my_right.py").write_text(code)
+    (tmp_path / "my_wrong.py").write_text(WRONG)
+    audit = ["-m", "experiments.audit", "--model=my_wrong", "--set=width=8"]
+    done = run(*audit, checks, cwd=tmp_path, ok=False)
+    assert done.returncode == 1
+    assert done.stderr == "1 checks failed\n"
+    for flag, message in {
+        "--model=mad": "did you mean made",
+        "--checks=sample": "did you mean sampler",
+        "--set=widht=8": "did you mean width",
+    }.items():
+        done = run("-m", "experiments.audit", "--model=made", flag, ok=False)
+        assert done.returncode == 2
+        assert re.fullmatch("error: [^\n]*" + message + "[^\n]*\n", done.stderr)
 
 
 def test_several_devices_give_the_same_bits(sweep):

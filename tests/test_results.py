@@ -4,11 +4,12 @@ import csv
 import io
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from gm import data, evaluate, results
+from gm import data, evaluate, results, tables
 from gm.data.dataset import ArraySplit, Dataset, identify
 from gm.errors import InputError
 from gm.model import build, init_params
@@ -90,9 +91,9 @@ def test_a_non_finite_example_is_named_and_never_left_out(monkeypatch):
 
     def broken(model, params, x, cond, indices, key, draws):
         log_px = jnp.where(indices == 3, jnp.nan, -1.0)
-        return log_px, {"symbols": log_px}
+        return log_px[None], {"symbols": log_px}
 
-    monkeypatch.setattr(evaluate, "example_log_prob", broken)
+    monkeypatch.setattr(evaluate, "example_log_weights", broken)
     with pytest.raises(InputError, match="example 3 of the split"):
         evaluate.evaluate_nats(model, {}, digits.valid, np.arange(10), batch_size=4)
 
@@ -114,6 +115,7 @@ def row(model, nats, **more):
         "bits_per_dim": nats / 64,
         "bits_per_object": nats,
         "standard_error_nats": 0.5,
+        "num_examples": 10,
         "entropy_floor_nats": None,
         "num_params": 10,
         "run": f"runs/{model}",
@@ -127,6 +129,7 @@ def row(model, nats, **more):
         ("num_values", 256),
         ("conditioning", "class:10"),
         ("unit", "object"),
+        ("augmentation", "flip"),
     ],
 )
 def test_what_differs_is_listed_apart_with_the_field(field, value):
@@ -136,7 +139,7 @@ def test_what_differs_is_listed_apart_with_the_field(field, value):
     assert [r["model"] for r in ranked] == ["b", "a"]
     assert [r["model"] for r in apart] == ["c"]
     assert apart[0]["apart"].startswith(f"{field} is ")
-    assert "Not ranked: c" in results.to_markdown(rows)
+    assert "Not ranked: c" in tables.to_markdown(rows)
 
 
 def test_the_preprocessing_is_told_where_the_bytes_differ():
@@ -157,14 +160,14 @@ def test_formats():
         row("bound", 80.0, estimate="weight", num_importance_samples=64),
         row("=cmd|' /C calc'!A0", 85.0),
     ]
-    text = results.to_markdown(rows)
+    text = tables.to_markdown(rows)
     assert "<= 1.8034 ± 0.0113" in text
     assert "weight, 64 draws" in text
     assert "=cmd\\|" in text
-    table = list(csv.reader(io.StringIO(results.to_csv(rows))))
+    table = list(csv.reader(io.StringIO(tables.to_csv(rows))))
     assert len(table) == 4
     assert table[3][0].startswith("'=cmd")
-    parsed = json.loads(results.to_json(rows))
+    parsed = json.loads(tables.to_json(rows))
     assert [r["model"] for r in parsed[0]["ranked"]][0] == "bound"
 
 
@@ -175,7 +178,7 @@ def test_only_seeds_are_averaged():
         row("a", 80.0, settings={"width": 16}, seed=0),
         row("b", 85.0, dataset="e"),
     ]
-    _, lines = results.pivot(rows)
+    _, lines = tables.pivot(rows)
     assert [line[0].split()[:2] for line in lines[:-1]] == [
         ["a", "width=16"],
         ["a", "width=8"],
@@ -195,8 +198,256 @@ def test_floor_is_shown_in_bits_above_it():
     ln2 = float(np.log(2))
     cube = dict(unit="object", entropy_floor_nats=21.8 * ln2, dataset="cube")
     rows = [row("a", 24.0 * ln2, **cube), row("a", 90.0)]
-    assert "+2.200 bits" in results.to_markdown(rows)
-    header, lines = results.pivot(rows)
+    assert "+2.200 bits" in tables.to_markdown(rows)
+    header, lines = tables.pivot(rows)
     assert header[1:] == ["cube, test (bits/object)", "d, test (bits/dim)"]
     assert lines[0][1] == "24.0000 ± 0.7213"
     assert lines[-1] == ["entropy", "21.8000", "unknown"]
+
+
+def written(tmp_path, name, nats, **more):
+    """Writes a run with per-example nats, as `evaluate` does, and returns its path."""
+    values = row(name, float(np.mean(nats)), num_examples=len(nats), **more)
+    values.pop("run")
+    evaluate.write_result(tmp_path / name / "results", "test", values, np.asarray(nats))
+    return str(tmp_path / name)
+
+
+def verdict(*paths):
+    rows = results.read_rows(paths)
+    [(_, ranked, _)] = results.group_rows(rows)
+    found = results.contenders(ranked)
+    return found, results.verdicts(found)
+
+
+def test_a_run_against_itself_is_a_tie(tmp_path):
+    nats = np.random.default_rng(0).normal(90, 20, 300)
+    a, b = written(tmp_path, "a", nats), written(tmp_path, "b", nats)
+    found, said = verdict(a, b)
+    assert said[0] is None
+    assert said[1].kind == "tie"
+    text = tables.sentence(found[0], found[1], said[1])
+    assert "+0.0000 [0.0000, 0.0000] bits/example" in text
+    assert "nothing is known of other seeds" in text
+    assert text.endswith("a tie.")
+
+
+def test_seeds_are_gathered_and_their_spread_decides(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.normal(90, 20, 300)
+    paths = [
+        written(tmp_path, f"{model}{seed}", base + shift, seed=seed)
+        for model, shifts in (("a", (0.0, 2.0, 4.0)), ("b", (1.0, 3.5, 5.0)))
+        for seed, shift in enumerate(shifts)
+    ]
+    for path in paths:  # the name of a run is not that of its model
+        file = tmp_path / path / "results" / "test.json"
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps(values | {"model": values["model"][0]}))
+    found, said = verdict(*paths)
+    assert [(c.label, len(c.rows)) for c in found] == [("a", 3), ("b", 3)]
+    assert said[1].kind == "tie"
+    assert "3 and 3 seeds, spread 2.9153 bits" in tables.sentence(*found, said[1])
+
+
+def test_many_comparisons_are_corrected(tmp_path):
+    rng = np.random.default_rng(3)
+    base = rng.normal(90, 20, 400)
+    best = written(tmp_path, "best", base)
+    # Differences at the edge: p is about 0.02 each, which one in forty shows by chance.
+    d = rng.normal(0, 1, 400)
+    d = (d - d.mean()) / d.std() + 2.4 / 20
+    alone = verdict(best, written(tmp_path, "x0", base + d))[1]
+    assert alone[1].kind == "better"
+    others = [written(tmp_path, f"x{i}", base + rng.permutation(d)) for i in range(8)]
+    assert {v.kind for v in verdict(best, *others)[1][1:]} == {"tie"}
+
+
+def test_what_may_be_claimed_of_bounds(tmp_path):
+    base = np.random.default_rng(0).normal(90, 20, 300)
+    low, high = written(tmp_path, "low", base), written(tmp_path, "high", base + 1)
+    bound = dict(estimate="weight", num_importance_samples=8)
+    low_bound = written(tmp_path, "low_bound", base, **bound)
+    high_bound = written(tmp_path, "high_bound", base + 1, **bound)
+    with_curve, steep = (
+        written(
+            tmp_path,
+            f"curve{gain}",
+            base + 1,
+            k_curve=[
+                {"nats": float(base.mean()) + 1 + gain},
+                {"nats": base.mean() + 1},
+            ],
+            **bound,
+        )
+        for gain in (0.1, 0.9)
+    )
+    mean = float(base.mean())
+    inside, above = (
+        written(
+            tmp_path,
+            f"i{shift}",
+            base + 1,
+            interval_nats={"low": mean + shift},
+            **bound,
+        )
+        for shift in (-0.5, 0.5)
+    )
+    assert verdict(low, high)[1][1].kind == "better"
+    assert verdict(low_bound, high)[1][1].kind == "better"
+    assert verdict(low, high_bound)[1][1].kind == "open"
+    assert "--k_curve" in verdict(low, high_bound)[1][1].reason
+    assert verdict(low, with_curve)[1][1].kind == "better"
+    assert verdict(low, steep)[1][1].kind == "open"  # it may fall as far again
+    assert verdict(low, inside)[1][1].kind == "open"
+    assert verdict(low, above)[1][1].kind == "better"
+    assert "open, +" in tables.to_markdown(results.read_rows([low, high_bound]))
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("split_sha256", {"split_sha256": "b" * 64, "preprocessing": "resized"}),
+        ("num_values", {"num_values": 2}),
+        ("conditioning", {"conditioning": "class:10"}),
+        ("augmentation", {"augmentation": "flip"}),
+    ],
+)
+def test_comparing_two_that_cannot_be_is_refused(tmp_path, field, more):
+    nats = np.full(10, 90.0)
+    a, b = written(tmp_path, "a", nats), written(tmp_path, "b", nats, **more)
+    with pytest.raises(
+        InputError, match=f"b cannot be compared with .*a: .*{field} is"
+    ):
+        results.refuse_incomparable(results.read_rows([a, b]))
+    c = written(tmp_path, "c", nats)
+    results.refuse_incomparable(results.read_rows([a, c]))
+
+
+def test_a_run_held_against_itself_and_against_a_copy(tmp_path):
+    nats = np.random.default_rng(0).normal(90, 20, 50)
+    a = written(tmp_path, "a", nats, seed=0)
+    for other in (a, shutil.copytree(a, tmp_path / "copy")):
+        found, said = verdict(a, str(other))
+        assert [len(c.rows) for c in found] == [1, 1]  # a copy is no second seed
+        assert said[1].kind == "tie"
+        assert "a tie" in tables.to_markdown(results.read_rows([a, str(other)]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("nats", "90"),
+        ("nats", float("nan")),
+        ("nats", -5.0),
+        ("standard_error_nats", float("nan")),
+        ("estimate", "EXAKT"),
+        ("num_examples", None),
+        ("shape", "8x8"),
+    ],
+)
+def test_what_no_evaluation_writes_is_refused(tmp_path, field, value):
+    a = written(tmp_path, "a", np.full(10, 90.0))
+    file = tmp_path / "a" / "results" / "test.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=f"not a result row .*{field} is"):
+        results.read_rows([a])
+
+
+def test_nats_that_are_not_those_of_the_row_are_refused(tmp_path):
+    a = written(tmp_path, "a", np.full(10, 90.0))
+    np.save(tmp_path / "a" / "results" / "test.nats.npy", np.full(9, 90.0))
+    with pytest.raises(InputError, match=r"test\.nats\.npy: not the nats of"):
+        results.read_nats(results.read_rows([a])[0])
+
+
+def test_published_numbers_need_the_same_bytes():
+    from experiments import published
+
+    mine = row("made", 90.0, dataset="binarized_mnist", augmentation="none")
+    mine |= {"shape": [28, 28, 1], "num_values": 2, "num_examples": 10000}
+    mine["split_sha256"] = published._file()["protocols"]["binarized_mnist"][
+        "split_sha256"
+    ]
+    found = published.lines(mine)
+    assert any(line[0] == "MADE" and "NOT CHECKED" in line[3] for line in found)
+    assert any(line[3] == "checked" for line in found)
+    for change in (
+        {"split_sha256": "c" * 64},
+        {"num_examples": 100},
+        {"split": "valid"},
+        {"conditioning": "class:10"},
+        {"augmentation": "flip"},
+        {"dataset": "digits"},
+    ):
+        assert not published.lines(mine | change)
+    header = published.HEADER
+    assert "NOT CHECKED" in tables.to_markdown([mine], lambda r: (header, found))
+
+
+def test_every_published_number_says_where_it_is_from():
+    from experiments import published
+
+    names = {"dataset", "version", "model", "number", "unit", "estimate", "source"}
+    names |= {"conditioning", "augmentation", "checked", "note", "parameters"}
+    entries = published._file()["numbers"]
+    assert len(entries) > 100
+    for entry in entries:
+        assert set(entry) == names, entry["model"]
+        assert entry["source"]
+        assert isinstance(entry["checked"], bool)
+        assert entry["unit"] in ("nats", "bits/dim", "bits/char")
+
+
+def test_variants_of_a_data_set_are_refused_by_name(tmp_path):
+    """Binarised twice, resized twice, conditional, other levels, a part of the split."""
+    import dataclasses
+
+    import jax
+
+    from gm.data.resize import area_resize
+    from gm.spec import CondSpec
+
+    rng = np.random.default_rng(0)
+    digits = data.load("digits").test
+    grey = digits.x.astype(np.uint8)  # [N, 8, 8, 1] of 17 levels
+    labels = np.asarray(digits.cond)
+
+    def measured(name, x, num_values, cond=None, preprocessing="none"):
+        split = ArraySplit(x, labels[: len(x)])
+        whole = Dataset(
+            "d", x.shape[1:], num_values, "dim", split, split, split, cond=cond
+        )
+        whole = dataclasses.replace(whole, preprocessing=preprocessing)
+        settings = {"width": 8, "num_mixtures": 2, "one_hot": False}
+        model = build("made", whole, settings, conditional=cond is not None)
+        values, nats = evaluate.evaluate(
+            model, init_params(model, jax.random.key(0)), whole, "test"
+        )
+        values |= {"model": name}
+        evaluate.write_result(tmp_path / name / "results", "test", values, nats)
+        return str(tmp_path / name)
+
+    binary = (grey > 8).astype(np.uint8)
+    dynamic = (rng.random(grey.shape) < grey / 16).astype(np.uint8)
+    area = np.asarray(area_resize(grey, 4))
+    nearest = grey[:, ::2, ::2]
+    whole = measured("grey", grey, 17)
+    pairs = [
+        (
+            measured("static", binary, 2),
+            measured("dynamic", dynamic, 2),
+            "split_sha256",
+        ),
+        (
+            measured("area", area, 17, preprocessing="area"),
+            measured("nearest", nearest, 17, preprocessing="nearest"),
+            "split_sha256 .*preprocessing is nearest, not area",
+        ),
+        (whole, measured("given", grey, 17, CondSpec("class", 10)), "conditioning is"),
+        (whole, measured("levels", grey, 256), "num_values is 256, not 17"),
+        (whole, measured("part", grey[:100], 17), "split_sha256 is"),
+    ]
+    for a, b, field in pairs:
+        with pytest.raises(InputError, match=field):
+            results.refuse_incomparable(results.read_rows([a, b]))

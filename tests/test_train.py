@@ -15,11 +15,11 @@ from gm.config import TrainConfig
 from gm.data.dataset import ArraySplit, Dataset, Fresh, WindowSplit
 from gm.data.order import batch_indices
 from gm.errors import InputError
-from gm.feed import make_feed
+from gm.feed import check_feed, make_feed
 from gm.fit import Trainer
 from gm.model import build
 from gm.rundir import RunDirectory
-from gm.train import init_state, make_optimizer, train_step, train_steps
+from gm.train import _flip, init_state, make_optimizer, train_step, train_steps
 from gm.writer import read_metrics
 
 
@@ -174,3 +174,21 @@ def test_split_smaller_than_a_batch_is_refused():
     config = TrainConfig(batch_size=5000)
     with pytest.raises(InputError, match="--batch_size=5000.*1200 examples"):
         make_feed(dataset, config, False, sharding.make_mesh())
+
+
+def test_flips_are_drawn_per_image_and_change_nothing_else():
+    x = jnp.arange(2 * 3 * 4).reshape(1, 2, 3, 4).repeat(400, 0)
+    flipped = _flip(jax.random.key(0), x)
+    mirrored = np.asarray((flipped == x[:, :, ::-1]).all((1, 2, 3)))
+    same = np.asarray((flipped == x).all((1, 2, 3)))
+    assert (mirrored ^ same).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_flips_of_what_is_no_image_are_refused():
+    config = TrainConfig(augmentation="flip")
+    check_feed(data.load("digits"), config)
+    with pytest.raises(InputError, match="--augmentation=flip: pocket_cube has no"):
+        check_feed(data.load("pocket_cube"), config)
+    with pytest.raises(InputError, match="--augmentation=turn: give none or flip"):
+        TrainConfig(augmentation="turn").check()

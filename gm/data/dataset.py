@@ -73,6 +73,20 @@ class Fresh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Support:
+    """What examples of a known distribution can be: samples are judged by it."""
+
+    facts: Callable[[np.ndarray], dict[str, np.ndarray]]
+    """x [N, *shape] -> named conditions, bool [N] each; legal x fulfil all of them."""
+
+    classes: Callable[[np.ndarray], np.ndarray]
+    """Legal x -> a coarse class of each, int [N]."""
+
+    class_probs: np.ndarray
+    """The true probability of each class, [C]."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set at a resolution, ready to train on."""
 
@@ -89,6 +103,7 @@ class Dataset:
     cond_entropy_nats: float | None = None  # the same given the condition
     ordered: bool = False  # text: evaluated in its own order, not sorted by hash
     symbols: str | None = None  # text: symbols[i] is the character of value i
+    support: Support | None = None  # of a known distribution
 
     def split(self, name: str) -> Split | Fresh:
         """Returns the split called train, valid or test."""

@@ -66,22 +66,22 @@ def _find(root: Path) -> tuple[list[Path], np.ndarray, list[str], np.ndarray | N
     return paths, np.array(parts), classes, label
 
 
-def load_folder(name: str, root: Path, resolution: int | None) -> Dataset:
-    """Loads all images under a folder, decoded once into the cache.
-
-    Subfolders called train, valid (val, validation) and test are splits. If below them
-    all images lie in exactly one level of subfolders, these are the classes. Images are
-    grey if all files are, else RGB.
+def read_folder(
+    root: Path, resolution: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], np.ndarray]:
+    """Reads all images under a folder, in the order of their paths.
 
     Args:
-      name: for the data set.
       root: the folder.
       resolution: side to area-average the centred squares to; None: images as they
         are, all of one size.
 
+    Returns:
+      (part of each, x [N, H, W, 1 or 3] uint8, labels int32 [N] or None, names of the
+      classes, sha256 of each image as it was [N, 32] uint8).
+
     Raises:
-      InputError: no images, a broken one, one that is too small, or different sizes
-        without a resolution; names the file.
+      InputError: as `load_folder`.
     """
     paths, parts, classes, label = _find(root)
     mode, sizes = _headers(paths, resolution)
@@ -105,19 +105,40 @@ def load_folder(name: str, root: Path, resolution: int | None) -> Dataset:
 
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     arrays = stream.cached(str(root.name), [stats, mode, resolution], build)[1]
-    images = ArraySplit(arrays["x"], label)
+    return parts, arrays["x"], label, classes, arrays["digests"]
+
+
+def load_folder(name: str, root: Path, resolution: int | None) -> Dataset:
+    """Loads all images under a folder, decoded once into the cache.
+
+    Subfolders called train, valid (val, validation) and test are splits. If below them
+    all images lie in exactly one level of subfolders, these are the classes. Images are
+    grey if all files are, else RGB.
+
+    Args:
+      name: for the data set.
+      root: the folder.
+      resolution: side to area-average the centred squares to; None: images as they
+        are, all of one size.
+
+    Raises:
+      InputError: no images, a broken one, one that is too small, or different sizes
+        without a resolution; names the file.
+    """
+    parts, x, label, classes, all_digests = read_folder(root, resolution)
+    images = ArraySplit(x, label)
     given = {
         part: images.batch(np.flatnonzero(parts == part))
         for part in PARTS
         if part in parts
     }
     chosen = np.flatnonzero(parts == "train")
-    digests = [arrays["digests"][i].tobytes() for i in chosen]
+    digests = [all_digests[i].tobytes() for i in chosen]
     splits, note = complete(given, digests, str(root))
     resized = f"centred squares, area-averaged to {resolution}x{resolution}; "
     return Dataset(
         name=name,
-        shape=(*shape, channels),
+        shape=x.shape[1:],
         num_values=256,
         unit="dim",
         cond=CondSpec("class", len(classes), tuple(classes)) if classes else None,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm.data.dataset import ArraySplit, Dataset, Fresh
+from gm.data.dataset import ArraySplit, Dataset, Fresh, Support
 from gm.errors import InputError
 
 # Outward normal, and the direction that is up when the face is looked at; x points
@@ -232,6 +232,17 @@ def is_legal(stickers: np.ndarray) -> np.ndarray:
     return np.all(list(invariants(stickers).values()), axis=0)
 
 
+def first_corner(stickers: np.ndarray) -> np.ndarray:
+    """Returns which cubie, in which turn, sits in the first corner: int [N].
+
+    All 3 x (number of corners that move) are equally likely in legal cubes.
+    """
+    x = np.asarray(stickers)
+    cube = _cube({24: 2, 54: 3}[x.shape[1]])
+    corner, twist, _ = _recognise(x, cube.corners, cube.faces)
+    return corner[:, 0] * 3 + twist[:, 0]
+
+
 def load(
     name: str, *, resolution: int | None = None, data_dir: str | None = None
 ) -> Dataset:
@@ -250,7 +261,7 @@ def load(
     # The generator is named: a run may choose another as JAX's default.
     key = jax.random.key(0, impl="threefry2x32")
     x = np.asarray(jax.jit(draw, static_argnums=1)(key, 2500)[0], np.uint8)
-
+    corners = 3 * (7 if name == "pocket_cube" else 8)
     return Dataset(
         name=name,
         shape=(6 * SIZES[name] ** 2,),
@@ -260,4 +271,5 @@ def load(
         valid=ArraySplit(x[:500]),
         test=ArraySplit(x[500:]),
         entropy_nats=math.log(num_states(name)),
+        support=Support(invariants, first_corner, np.full(corners, 1 / corners)),
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gm.data.dataset import ArraySplit, Dataset
+from gm.data.dataset import ArraySplit, Dataset, Support
 from gm.errors import InputError
 
 END = "\n"  # value 0: ends a sentence and fills the rest
@@ -156,6 +156,21 @@ def decode(x: np.ndarray) -> list[str]:
     return [s.rstrip(END) if s.endswith(END) else s + END for s in lines]
 
 
+def _facts(x: np.ndarray) -> dict[str, np.ndarray]:
+    return {"grammatical": np.isfinite(log_prob(decode(x)))}
+
+
+def _forms() -> list[str]:
+    """Returns the first word of each form of a saying; no two share it."""
+    return [texts[0].split()[0] for _, _, texts in _options("saying")]
+
+
+def _classes(x: np.ndarray) -> np.ndarray:
+    """Returns the form of each saying, int [N]."""
+    number = {word: i for i, word in enumerate(_forms())}
+    return np.array([number[text.split()[0]] for text in decode(x)], int)
+
+
 def load(
     name: str, *, resolution: int | None = None, data_dir: str | None = None
 ) -> Dataset:
@@ -179,4 +194,7 @@ def load(
         test=ArraySplit(x[20_500:]),
         entropy_nats=entropy(),
         symbols=symbols(),
+        support=Support(
+            _facts, _classes, np.array([p for p, _, _ in _options("saying")])
+        ),
     )

@@ -1,11 +1,14 @@
 """MADE: masked autoencoder for distribution estimation (Germain et al. 2015).
 
 An autoencoder whose weights are masked so that the output for x_d sees x_<d alone. Here
-in the raster order, with one mask. Hidden unit k has a degree m(k); it sees inputs of
-number <= m(k), and output d sees hidden units of degree < d (paper, eq. 8 and 9; inputs
-and outputs are numbered from 1).
+in the raster order, with one mask; `made_ensemble` has several of both. Hidden unit k has
+a degree m(k); it sees inputs of number <= m(k), and output d sees hidden units of degree
+< d (paper, eq. 8 and 9; inputs and outputs are numbered from 1). Without a hidden layer
+(depth=0) it is the fully visible sigmoid belief network: a logistic regression of each
+x_d on x_<d (Frey et al. 1996).
 
-Deviations from the paper: SiLU for ReLU; symbols of up to 32 values are given one-hot.
+Deviations from the paper: SiLU for ReLU; degrees are even, not random; symbols of up to
+32 values are given one-hot.
 """
 
 from typing import Any
@@ -15,122 +18,136 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm.autoregressive import AutoregressiveModel
-from gm.likelihood import scale
-from gm.nn.conditioning import CondEmbedding
+from gm.autoregressive import AutoregressiveModel, SymbolModel
+from gm.nn.conditioning import CondEmbedding, CondShift
+from gm.nn.masked import MaskedDense, as_degrees
+from gm.nn.symbols import num_features, symbol_features
 
 
-class MaskedDense(nn.Module):
-    """A dense layer whose kernel [I, O] is multiplied by a constant mask."""
+class MaskedNetwork(SymbolModel):
+    """An MLP that gives every conditional in one pass, with R choices of its masks.
 
-    in_degrees: tuple[int, ...]
-    out_degrees: tuple[int, ...]
-    strict: bool = False
-    dtype: jnp.dtype = jnp.dtype("float32")
-
-    def setup(self) -> None:
-        """The masked kernel; its initial scale counts only the inputs let through."""
-        low, high = np.asarray(self.in_degrees), np.asarray(self.out_degrees)
-        compare = np.less if self.strict else np.less_equal
-        mask = compare(low[:, None], high[None, :]).astype(np.float32)
-        fan_in = np.maximum(mask.sum(0), 1)
-
-        def init(key, shape, dtype=jnp.float32):
-            return jax.random.normal(key, shape, dtype) * mask / np.sqrt(fan_in)
-
-        kernel = self.param("kernel", init, mask.shape)
-        self.kernel = (kernel * mask).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (mask.shape[1],))
-        self.bias = bias.astype(self.dtype)
-
-    def __call__(self, h: jax.Array) -> jax.Array:
-        """[B, I] -> [B, O]."""
-        return h.astype(self.dtype) @ self.kernel + self.bias
-
-
-class MADE(AutoregressiveModel):
-    """A masked MLP that gives every conditional in one pass."""
+    `which` below is the number of the mask, 0 to R - 1.
+    """
 
     width: int = 512
-    depth: int = 1  # hidden layers
+    depth: int = 1  # hidden layers; 0: FVSBN
     dropout_rate: float = 0.0
     one_hot: bool = True  # inputs of 3 to 32 values; else one number in [-1, 1]
-    num_mixtures: int | None = None  # None: categorical up to 32 values, else 10
+    num_mixtures: int | None = None  # None: a table up to 32 values, else 10 logistics
+
+    def degrees(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Places of the symbols in the order, from 1, [R, D]; degrees of the hidden units.
+
+        The latter, [R, width] for each layer, are at least `lowest_degree`.
+        """
+        raise TypeError(f"{type(self).__name__} defines no degrees")
 
     @property
-    def mixtures(self) -> int:
-        """Discretized logistics per symbol; 0: a table over the values."""
-        if self.num_mixtures is None:
-            return 0 if self.num_values <= 32 else 10
-        return self.num_mixtures
-
-    @property
-    def num_features(self) -> int:
-        """How many inputs a symbol has: 1, or one for each value."""
-        return self.num_values if self.one_hot and 2 < self.num_values <= 32 else 1
+    def lowest_degree(self) -> int:
+        """0 with a condition: units that see no symbol tell the first one of it."""
+        return 0 if self.cond else 1
 
     def setup(self) -> None:
-        """Degrees and layers."""
-        dims = np.arange(1, self.num_dims + 1)
-        inputs = tuple(np.repeat(dims, self.num_features).tolist())
-        outputs = tuple(np.repeat(dims, self.num_params).tolist())
-        # Degrees run evenly, so that no position is short of units; with a condition
-        # they start at 0: units that see no symbol tell the first one of it.
-        low = 0 if self.cond else 1
-        count = max(self.num_dims - low, 1)
-        cycle = np.arange(self.width) * count // self.width + low
-        hidden = tuple(cycle.tolist())
-        degrees = [inputs] + [hidden] * self.depth
+        """Layers, and what the condition adds to the first of them."""
+        features = num_features(self.num_values, self.one_hot)
+        places, hidden = self.degrees()
+        inputs = np.repeat(places, features, axis=1)
+        outputs = np.repeat(places, self.num_params, axis=1)
+        degrees = [as_degrees(d) for d in (inputs, *hidden, outputs)]
         self.layers = [
             MaskedDense(degrees[i], degrees[i + 1], dtype=self.dtype)
             for i in range(self.depth)
         ]
-        self.head = MaskedDense(degrees[-1], outputs, strict=True)
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.head = MaskedDense(degrees[-2], degrees[-1], strict=True)
+        self.embed = (
+            CondEmbedding(self.cond, self.width, self.dtype)
+            if self.depth
+            else CondShift(self.cond, self.width, outputs.shape[1:])
+        )
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def _features(self, x):
-        """Integers [...] -> inputs [..., num_features]."""
-        if self.num_features == 1:
-            return scale(x, self.num_values)[..., None]
-        return jax.nn.one_hot(x, self.num_values)
+    @property
+    def _first(self):
+        return self.layers[0] if self.depth else self.head
 
-    def _rest(self, pre, train):
+    def _features(self, x):
+        """Integers [...] -> inputs [..., F]."""
+        return symbol_features(x, self.num_values, self.one_hot)
+
+    def _hidden(self, pre, which, train):
         """Pre-activation of the first hidden layer -> last hidden layer, [B, width]."""
         h = self.dropout(nn.silu(pre), deterministic=not train)
         for layer in self.layers[1:]:
-            h = self.dropout(nn.silu(layer(h)), deterministic=not train)
+            h = self.dropout(nn.silu(layer(h, which)), deterministic=not train)
         return h
+
+    def parameters(
+        self,
+        x: jax.Array,
+        cond: Any,
+        which: int | jax.Array = 0,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """X [B, D] -> parameters [B, D, P], each given the symbols before it in order."""
+        features = self._features(x).reshape(x.shape[0], -1)
+        out = self._first(features, which) + self.embed(cond)
+        if self.depth:
+            out = self.head(self._hidden(out, which, train), which)
+        return out.reshape(*x.shape, self.num_params)
+
+    def start(self, batch_size: int, cond: Any) -> jax.Array:
+        """The first layer's pre-activation with no symbol seen: [B, its width]."""
+        first = self._first.offset() + self.embed(cond)
+        return jnp.broadcast_to(first, (batch_size, first.shape[1]))
+
+    def add(
+        self, pre: jax.Array, index: jax.Array, x: jax.Array, which: int | jax.Array = 0
+    ) -> jax.Array:
+        """Lets the pre-activation see symbol `index`, x [B]: O(width) for it."""
+        features = self._features(x).astype(pre.dtype)  # [B, F]
+        size = features.shape[1]
+        return pre + features @ self._first.rows(index * size, size, which)
+
+    def read(
+        self, pre: jax.Array, index: jax.Array, which: int | jax.Array = 0
+    ) -> jax.Array:
+        """Parameters [B, P] of symbol `index`."""
+        start, size = index * self.num_params, self.num_params
+        if not self.depth:
+            return jax.lax.dynamic_slice_in_dim(pre, start, size, axis=1)
+        return self.head.columns(self._hidden(pre, which, False), start, size, which)
+
+
+class MADE(MaskedNetwork, AutoregressiveModel):
+    """One mask, in the raster order: the conditionals are at hand, and cached."""
+
+    def degrees(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Degrees run evenly, so that no position is short of units."""
+        low = self.lowest_degree
+        count = max(self.num_dims - low, 1)
+        even = np.arange(self.width) * count // self.width + low
+        return np.arange(1, self.num_dims + 1)[None], [even[None]] * self.depth
 
     def conditionals(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
         """X [B, D] -> parameters [B, D, P] of P(x_d | x_<d)."""
-        features = self._features(x).reshape(x.shape[0], -1)
-        h = self._rest(self.layers[0](features) + self.embed(cond), train)
-        return self.head(h).reshape(*x.shape, self.num_params)
+        return self.parameters(x, cond, train=train)
 
     def init_cache(self, batch_size: int, cond: jax.Array | None = None) -> Any:
         """The first layer's pre-activation [B, width] with no symbol seen."""
-        first = self.layers[0].bias + self.embed(cond)
-        return jnp.broadcast_to(first, (batch_size, self.width))
+        return self.start(batch_size, cond)
 
     def step(
         self, cache: Any, index: jax.Array, previous: jax.Array
     ) -> tuple[Any, jax.Array]:
         """Adds one symbol to the pre-activation: O(width) for it, not O(D width)."""
-        rows = jax.lax.dynamic_slice_in_dim(
-            self.layers[0].kernel,
-            jnp.maximum(index - 1, 0) * self.num_features,
-            self.num_features,
-        )
-        update = self._features(previous).astype(self.dtype) @ rows
-        pre = cache + jnp.where(index > 0, update, 0)
-        start, size = index * self.num_params, self.num_params
-        kernel = jax.lax.dynamic_slice_in_dim(self.head.kernel, start, size, axis=1)
-        bias = jax.lax.dynamic_slice_in_dim(self.head.bias, start, size)
-        return pre, self._rest(pre, train=False) @ kernel + bias
+        seen = self.add(cache, jnp.maximum(index - 1, 0), previous)
+        cache = jnp.where(index > 0, seen, cache)
+        return cache, self.read(cache, index)
 
 
 Model = MADE
-TINY = dict(width=16)
+TINY = dict(width=32)

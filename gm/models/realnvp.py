@@ -22,27 +22,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import ndtri
 
-from gm.flow import FlowModel
+from gm.flow import CodingLayer, FlowModel
 from gm.likelihood import normal_log_prob, sum_dims
 from gm.nn.conditioning import CondEmbedding
-from gm.nn.convolution import Conv, depth_to_space, num_halvings, space_to_depth
-
-
-def mask(kind: str, parity: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The mask m of a coupling, float32, broadcastable to `shape`.
-
-    "checkerboard": over the pixels of [H, W, C]; "channel": the first or last half of
-    the channels; "half": a random half of [L], fixed by the pair number parity // 2.
-    """
-    if kind == "checkerboard":
-        cells = np.indices(shape[:2]).sum(0) % 2
-        return (cells == parity % 2).astype(np.float32)[..., None]
-    channels = np.arange(shape[-1])
-    if kind == "half":
-        channels = np.random.default_rng(parity // 2).permutation(channels)
-    first = channels < shape[-1] // 2
-    return (first if parity % 2 == 0 else ~first).astype(np.float32)
+from gm.nn.convolution import depth_to_space, space_to_depth
+from gm.nn.coupling import Conditioner, mask, places, plan
 
 
 def to_normal(y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -53,37 +39,6 @@ def to_normal(y: jax.Array) -> tuple[jax.Array, jax.Array]:
     p = jnp.clip((y + 1) / 2, 1e-6, 1 - 1e-6)  # rounding may have given y = 1
     h = jax.scipy.special.ndtri(p)
     return h, -normal_log_prob(h) - math.log(2)
-
-
-class Conditioner(nn.Module):
-    """A residual network from the masked input to s and t: convolutional or dense."""
-
-    features: int  # outputs per pixel, or in all for vectors
-    width: int
-    depth: int
-    convolutional: bool
-    dropout_rate: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, y: jax.Array, cond: jax.Array, train: bool) -> jax.Array:
-        """Y [B, H, W, C] or [B, L], cond [B, width] -> [..., features]."""
-
-        def layer(features, **kwargs):
-            if self.convolutional:
-                return Conv(features, dtype=self.dtype, **kwargs)
-            return nn.Dense(features, dtype=self.dtype, **kwargs)
-
-        if self.convolutional:
-            cond = cond[:, None, None]
-        h = layer(self.width)(y) + cond
-        for _ in range(self.depth):
-            branch = layer(self.width)(nn.silu(h))
-            branch = nn.Dropout(self.dropout_rate, deterministic=not train)(branch)
-            h = h + layer(self.width, kernel_init=nn.initializers.zeros)(
-                nn.silu(branch)
-            )
-        return layer(self.features, kernel_init=nn.initializers.zeros)(nn.silu(h))
 
 
 class Coupling(nn.Module):
@@ -104,14 +59,19 @@ class Coupling(nn.Module):
         *,
         inverse: bool = False,
         train: bool = False,
+        coding: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """Y -> (z, log_det [B]); with inverse=True, z -> (y, -log_det)."""
+        """Y -> (z, log_det [B]); with inverse=True, z -> (y, -log_det).
+
+        With coding=True, (log_scale, shift) of what the coupling does to an entry in all,
+        from the kept entries of z.
+        """
         channels = y.shape[-1]
         log_gain = self.param("log_gain", nn.initializers.zeros, (channels,))
         shift = self.param("shift", nn.initializers.zeros, (channels,))
         bound = self.param("log_scale_bound", nn.initializers.ones, (channels,))
         m = jnp.asarray(mask(self.kind, self.parity, y.shape[1:]))
-        if not inverse:
+        if not inverse and not coding:
             y = y * jnp.exp(log_gain) + shift
         conditioner = Conditioner(
             2 * channels,
@@ -124,6 +84,8 @@ class Coupling(nn.Module):
         s, t = jnp.split(conditioner(y * m, cond, train).astype(jnp.float32), 2, -1)
         s = (1 - m) * bound * jnp.tanh(s)
         t = (1 - m) * t
+        if coding:
+            return log_gain + s, shift * jnp.exp(s) + t
         gains = log_gain.sum() * (y[0].size // channels)
         if inverse:
             y = (y - t) * jnp.exp(-s)
@@ -144,23 +106,11 @@ class RealNVP(FlowModel):
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
         count = self.num_couplings
         couplings = []
-        for kind in self._plan():
+        for kind in plan(self.shape):
             if kind != "squeeze" and kind != "split":
                 couplings += [Coupling(kind, i, *args) for i in range(count)]
         self.couplings = couplings
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
-
-    def _plan(self) -> list[str]:
-        """What happens to y, in order: kinds of couplings, squeezes and splits."""
-        if len(self.shape) == 1:
-            return ["half"]
-        plan = []
-        scales = num_halvings(self.shape, smallest=2)
-        for scale in range(scales):
-            plan += ["checkerboard", "squeeze", "channel"]
-            if scale < scales - 1:
-                plan += ["split"]
-        return plan + ["checkerboard"]
 
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
@@ -171,7 +121,7 @@ class RealNVP(FlowModel):
         h, log_slope = to_normal(y)
         log_det = sum_dims(log_slope)
         couplings, parts = iter(self.couplings), []
-        for kind in self._plan():
+        for kind in plan(self.shape):
             if kind == "squeeze":
                 h = space_to_depth(h)
             elif kind == "split":
@@ -187,7 +137,7 @@ class RealNVP(FlowModel):
         """Z [B, D] -> y [B, *shape]."""
         cond = self.embed(cond)
         shape, parts = self.shape, []
-        for kind in self._plan():  # shapes on the way down, to cut z into its parts
+        for kind in plan(self.shape):  # shapes on the way down, to cut z into its parts
             if kind == "squeeze":
                 shape = (shape[0] // 2, shape[1] // 2, 4 * shape[2])
             elif kind == "split":
@@ -196,7 +146,7 @@ class RealNVP(FlowModel):
         h = z[:, -math.prod(shape) :].reshape(-1, *shape)
         end = z.shape[1] - math.prod(shape)
         couplings = iter(self.couplings[::-1])
-        for kind in self._plan()[::-1]:
+        for kind in plan(self.shape)[::-1]:
             if kind == "squeeze":
                 h = depth_to_space(h)
             elif kind == "split":
@@ -207,6 +157,38 @@ class RealNVP(FlowModel):
                 for _ in range(self.num_couplings):
                     h, _ = next(couplings)(h, cond, inverse=True)
         return 2 * jax.scipy.special.ndtr(h) - 1
+
+    def coding_map(self, p: np.ndarray) -> np.ndarray:
+        """`to_normal` of the quantiles p in [0, 1] of the data's range, float64."""
+        return ndtri(np.clip(p, 5e-7, 1 - 5e-7))
+
+    def coding_layers(self) -> list[CodingLayer]:
+        """Two for each coupling: the gain of what it keeps, then all of the rest."""
+        layers = []
+        steps = places(self.shape, self.num_couplings)
+        couplings = [place for place in steps if place.kind != "split"]
+        for index, place in enumerate(couplings):
+
+            def gain(model, h, cond, index=index, place=place):
+                coupling = model.couplings[index]
+                names = ("log_gain", "shift")
+                found = [coupling.get_variable("params", name) for name in names]
+                return _spread(found, place, h)
+
+            def rest(model, h, cond, index=index, place=place):
+                c = model.embed(cond)
+                found = model.couplings[index](place.gather(h), c, coding=True)
+                return _spread(found, place, h)
+
+            for kept, context in ((True, gain), (False, rest)):
+                layers.append(CodingLayer(place.entries(kept, self.num_dims), context))
+        return layers
+
+
+def _spread(values, place, h):
+    """Values that broadcast to a coupling's input, at their places in [B, D] each."""
+    shape = (h.shape[0], *place.where.shape)
+    return [place.scatter(jnp.broadcast_to(v, shape), h.shape[1]) for v in values]
 
 
 Model = RealNVP

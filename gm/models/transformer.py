@@ -3,8 +3,8 @@
 The order is the raster order (row, column, channel). Positions are rotary (Su et al.
 2021), axial for images, with a learned embedding per axis besides, since what an image
 or a puzzle shows depends on where. Blocks are pre-norm with RMSNorm (Zhang & Sennrich
-2019), QK-norm and SwiGLU (Shazeer 2020). The output layer starts at zero: the untrained
-model is uniform.
+2019), QK-norm and SwiGLU (Shazeer 2020). A table's output layer starts at zero: the
+untrained model is uniform.
 """
 
 from typing import Any
@@ -79,9 +79,9 @@ class Transformer(AutoregressiveModel):
             for _ in range(self.depth)
         ]
         self.norm = nn.RMSNorm(dtype=self.dtype)
-        self.head = nn.Dense(
-            self.num_params, kernel_init=nn.initializers.zeros, dtype=jnp.float32
-        )
+        # A table starts uniform; logistics that start equal would stay equal.
+        init = nn.initializers.zeros if not self.mixtures else small
+        self.head = nn.Dense(self.num_params, kernel_init=init, dtype=jnp.float32)
         self.dropout = nn.Dropout(self.dropout_rate)
 
     def _position_embedding(self):

@@ -17,6 +17,7 @@ from gm.likelihood import (
     bernoulli_log_prob,
     categorical_log_prob,
     discretized_logistic_mixture_log_prob,
+    discretized_logistic_mixture_logits,
     discretized_logistic_mixture_sample,
     mixture_channels,
     scale,
@@ -162,6 +163,19 @@ class VAE(LatentModel):
             logits = params.reshape(*x.shape, self.num_values)
             log_px = categorical_log_prob(logits, x)
         return sum_dims(log_px)
+
+    def symbol_logits(self, params: jax.Array, x: jax.Array, channel: int) -> jax.Array:
+        """Log-probabilities [B, pixels, K] of one channel given those before it."""
+        params = params.reshape(params.shape[0], -1, params.shape[-1])
+        if self.mixtures:
+            x = x.reshape(x.shape[0], -1, self.channels)
+            return discretized_logistic_mixture_logits(
+                params, x, channel, self.num_values
+            )
+        if self.num_values == 2:
+            logit = params[..., channel]
+            return jnp.stack([jnp.zeros_like(logit), logit], axis=-1)
+        return params.reshape(*params.shape[:2], -1, self.num_values)[:, :, channel]
 
     def sample_x(self, key: jax.Array, params: jax.Array) -> jax.Array:
         """Draws x ~ p(x|z): int32 [B, *shape]."""

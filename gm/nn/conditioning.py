@@ -41,3 +41,20 @@ class CondEmbedding(nn.Module):
         features = jnp.concatenate(waves, -1).reshape(v.shape[0], -1)
         h = nn.Dense(self.width, dtype=self.dtype)(features)
         return nn.Dense(self.width, dtype=self.dtype)(nn.silu(h))
+
+
+class CondShift(nn.Module):
+    """cond -> [B, *shape], a linear map of its embedding; zeros [1, *shape] if none."""
+
+    spec: CondSpec | None
+    width: int  # of the embedding
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, cond: jax.Array | None) -> jax.Array:
+        """What the condition adds to parameters of this shape, in float32."""
+        h = CondEmbedding(self.spec, self.width)(cond)
+        if self.spec is None:
+            return jnp.zeros((1, *self.shape))
+        out = nn.Dense(math.prod(self.shape), use_bias=False)(h)
+        return out.reshape(-1, *self.shape)

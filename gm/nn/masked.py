@@ -1,0 +1,85 @@
+"""Dense layers that let each output see a part of the inputs alone."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Degrees = tuple[tuple[int, ...], ...]
+
+
+def as_degrees(table: np.ndarray) -> Degrees:
+    """Integers [R, units] as nested tuples: the fields of a module must be hashable."""
+    return tuple(map(tuple, table.tolist()))
+
+
+class MaskedDense(nn.Module):
+    """A dense layer whose kernel [I, O] is multiplied by a constant mask.
+
+    An output of degree m sees the inputs of degree <= m, or < m if strict (Germain et al.
+    2015, eq. 8 and 9). There may be R masks for one kernel; `which` selects one.
+    """
+
+    in_degrees: Degrees  # R rows of I
+    out_degrees: Degrees  # R rows of O
+    strict: bool = False
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    def setup(self) -> None:
+        """The kernel; its initial scale counts only the inputs let through."""
+
+        def init(key, shape, dtype=jnp.float32):
+            pairs = zip(self.in_degrees, self.out_degrees, strict=True)
+            count = sum(
+                self._mask(*map(np.asarray, p)).astype(np.float32) for p in pairs
+            )
+            fan_in = np.maximum(count.sum(0) / len(self.in_degrees), 1)
+            return jax.random.normal(key, shape, dtype) * (count > 0) / np.sqrt(fan_in)
+
+        shape = (len(self.in_degrees[0]), len(self.out_degrees[0]))
+        self.kernel = self.param("kernel", init, shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
+
+    def _mask(self, low, high):
+        """Whether output o sees input i: bool [I, O]."""
+        low, high = low[:, None], high[None, :]
+        return low < high if self.strict else low <= high
+
+    def _degrees(self, which):
+        return (
+            jnp.asarray(np.asarray(self.in_degrees))[which],
+            jnp.asarray(np.asarray(self.out_degrees))[which],
+        )
+
+    def __call__(self, h: jax.Array, which: int | jax.Array = 0) -> jax.Array:
+        """[B, I] -> [B, O]."""
+        kernel = jnp.where(self._mask(*self._degrees(which)), self.kernel, 0)
+        return h.astype(self.dtype) @ kernel.astype(self.dtype) + self.offset()
+
+    def offset(self) -> jax.Array:
+        """The bias [O] in the layer's dtype: the output where all inputs are zero."""
+        return self.bias.astype(self.dtype)
+
+    def rows(
+        self, start: int | jax.Array, size: int, which: int | jax.Array = 0
+    ) -> jax.Array:
+        """The masked kernel of `size` inputs from `start`: [size, O]."""
+        low, high = self._degrees(which)
+        low = jax.lax.dynamic_slice_in_dim(low, start, size)
+        kernel = jax.lax.dynamic_slice_in_dim(self.kernel, start, size)
+        return jnp.where(self._mask(low, high), kernel, 0).astype(self.dtype)
+
+    def columns(
+        self,
+        h: jax.Array,
+        start: int | jax.Array,
+        size: int,
+        which: int | jax.Array = 0,
+    ) -> jax.Array:
+        """`size` outputs from `start`, the others not computed: [B, I] -> [B, size]."""
+        low, high = self._degrees(which)
+        high = jax.lax.dynamic_slice_in_dim(high, start, size)
+        kernel = jax.lax.dynamic_slice_in_dim(self.kernel, start, size, axis=1)
+        kernel = jnp.where(self._mask(low, high), kernel, 0).astype(self.dtype)
+        bias = jax.lax.dynamic_slice_in_dim(self.offset(), start, size)
+        return h.astype(self.dtype) @ kernel + bias

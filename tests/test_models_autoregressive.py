@@ -1,0 +1,192 @@
+"""What is special to one model: closed forms, brute force, parameter counts."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm.bounds import logmeanexp
+from gm.model import init_params, load_model, log_prob
+from gm.spec import CondSpec
+
+CLASSES = CondSpec("class", 3)
+
+
+def make(name, shape, num_values, cond=None, **fields):
+    """A model, and parameters of standard deviation 1: (model, {"params": ...})."""
+    model = load_model(name).Model(
+        shape=shape, num_values=num_values, cond=cond, **fields
+    )
+    leaves, tree = jax.tree.flatten(init_params(model, jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    leaves = [jnp.asarray(rng.standard_normal(v.shape), jnp.float32) for v in leaves]
+    return model, {"params": jax.tree.unflatten(tree, leaves)}
+
+
+def states(num_values, dims):
+    grid = list(itertools.product(range(num_values), repeat=dims))
+    return jnp.asarray(grid, jnp.int32)
+
+
+def nats(model, bound, x, cond=None, **options):
+    return log_prob(model, bound["params"], x, cond, jax.random.key(0), **options)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        ("made", dict(width=500), 785_284),  # 784 500 + 500 + 500 784 + 784
+        ("nade", dict(width=500), 785_284),  # W, c, V and b have these sizes too
+        ("made", dict(depth=0), 784 * 784 + 784),
+        ("independent", {}, 784),
+        ("mixture", dict(num_components=10), 11 * 784 + 10),
+        ("made_ensemble", dict(width=500, num_orders=32), 785_284),
+    ],
+)
+def test_parameters_are_those_of_the_paper(name, fields, expected):
+    model = load_model(name).Model(shape=(28, 28, 1), num_values=2, **fields)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == expected
+
+
+def test_made_without_hidden_layers_is_logistic_regression():
+    """FVSBN: logit of x_d = b_d + sum_{j<d} W_jd v_j, with v = 2x - 1."""
+    model, bound = make("made", (6,), 2, depth=0)
+    head = bound["params"]["head"]
+    weights, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
+    x = np.asarray(states(2, 6))
+    log_px = np.zeros(len(x))
+    for d in range(6):
+        logit = bias[d] + (2 * x[:, :d] - 1) @ weights[:d, d]
+        log_px -= np.logaddexp(0, np.where(x[:, d], -logit, logit))
+    np.testing.assert_allclose(nats(model, bound, x), log_px, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_values", [2, 3])
+@pytest.mark.parametrize("cond", [None, CLASSES])
+def test_nade_equals_a_loop_over_its_equations(num_values, cond):
+    model, bound = make("nade", (5,), num_values, cond, width=7)
+    p = jax.tree.map(lambda v: np.asarray(v, np.float64), bound["params"])
+    x = np.asarray(states(num_values, 5))
+    classes = np.arange(len(x)) % 3
+    inputs = np.eye(num_values)[x] if num_values > 2 else 2.0 * x[..., None] - 1
+    a = np.tile(p["encoder_bias"], (len(x), 1))
+    if cond is not None:
+        a += p["embed"]["Embed_0"]["embedding"][classes]
+    log_px = np.zeros(len(x))
+    for d in range(5):
+        h = 1 / (1 + np.exp(-a))
+        out = h @ p["decoder"][d] + p["decoder_bias"][d]
+        if num_values == 2:
+            out = np.concatenate([0 * out, out], axis=1)
+        log_p = out - np.logaddexp.reduce(out, axis=1, keepdims=True)
+        log_px += log_p[np.arange(len(x)), x[:, d]]
+        a += inputs[:, d] @ p["encoder"][d]
+    given = None if cond is None else jnp.asarray(classes)
+    np.testing.assert_allclose(nats(model, bound, x, given), log_px, rtol=1e-4)
+
+
+def test_nade_of_any_number_of_symbols_has_all_conditionals():
+    """Chunks of sqrt(D) leave a rest for most D."""
+    for dims in (1, 2, 3, 7, 10):
+        model, bound = make("nade", (dims,), 2, width=4)
+        total = np.exp(np.asarray(nats(model, bound, states(2, dims)), np.float64))
+        assert abs(total.sum() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 40])
+def test_mixture_is_the_product_of_its_conditionals(num_values):
+    """The posterior over components, one symbol at a time, gives the same log P(x)."""
+    model, bound = make("mixture", (6,), num_values, CLASSES, num_components=4)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, num_values, (20, 6)), jnp.int32)
+    cond = jnp.asarray(rng.integers(0, 3, 20))
+    params = model.apply(bound, x, cond, method="conditionals")
+    symbols = model.apply(bound, params, x, method="symbol_log_prob")
+    np.testing.assert_allclose(
+        symbols.sum(1), nats(model, bound, x, cond), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_mixture_of_one_component_is_independent():
+    mixture, bound = make("mixture", (5,), 4, num_components=1)
+    independent = load_model("independent").Model(shape=(5,), num_values=4)
+    params = bound["params"]
+    table = {"params": {"table": params["shared"] + params["own"][0]}}
+    x = states(4, 5)
+    np.testing.assert_allclose(
+        nats(mixture, bound, x), nats(independent, table, x), rtol=1e-5
+    )
+
+
+def test_mixture_components_separate():
+    """Two patterns need two components: gradients from a random start find them."""
+    model = load_model("mixture").Model(shape=(8,), num_values=2, num_components=4)
+    params = init_params(model, jax.random.key(0))
+    x = jnp.asarray([[0] * 8, [1] * 8] * 2, jnp.int32)
+
+    @jax.jit
+    def fit(params):
+        def loss(p):
+            return -log_prob(model, p, x, None, jax.random.key(0))[0].mean()
+
+        def body(p, _):
+            return jax.tree.map(lambda v, g: v - 0.5 * g, p, jax.grad(loss)(p)), None
+
+        params = jax.lax.scan(body, params, length=500)[0]
+        return loss(params)
+
+    assert fit(params) < math.log(2) + 0.1  # independent symbols: 8 log 2
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_ensemble_is_the_mean_over_its_members(depth):
+    model, bound = make(
+        "made_ensemble", (4,), 3, width=9, depth=depth, num_orders=3, num_masks=2
+    )
+    x = states(3, 4)
+
+    def member(which):
+        params = model.apply(bound, x, None, which, method="parameters")
+        return model.apply(bound, params, x, method="symbol_log_prob").sum(1)
+
+    members = jnp.stack([member(r) for r in range(6)])
+    for log_p in members:  # each is a distribution by itself
+        assert abs(np.exp(np.asarray(log_p, np.float64)).sum() - 1) < 1e-5
+    np.testing.assert_allclose(nats(model, bound, x), logmeanexp(members), rtol=1e-4)
+    # A training step sees one of them.
+    trained = nats(model, bound, x, train=True)
+    assert min(np.abs(trained - m).max() for m in members) < 1e-3
+
+
+def test_ensemble_members_see_what_their_order_allows():
+    model, bound = make("made_ensemble", (5,), 2, width=64, num_orders=3)
+    places, _ = model.degrees()
+    assert len({tuple(p) for p in places}) == 3
+    x = jnp.zeros((1, 5), jnp.int32)
+    for r, place in enumerate(places):
+        out = [
+            model.apply(bound, v, None, r, method="parameters")[0, :, 0]
+            for v in [x, *(x.at[0, j].set(1) for j in range(5))]
+        ]
+        moved = np.abs(np.stack(out[1:]) - out[0]) > 0  # [symbol, output]
+        np.testing.assert_array_equal(moved, place[:, None] < place[None, :])
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_ensemble_samples_follow_its_likelihood(depth):
+    model, bound = make(
+        "made_ensemble", (3,), 2, CLASSES, width=6, depth=depth, num_orders=4
+    )
+    count = 20_000
+    cond = jnp.full(count, 1)
+    key = {"sample": jax.random.key(3)}
+    draw = jax.jit(lambda: model.apply(bound, count, cond, rngs=key, method="sample"))
+    drawn = np.asarray(draw()) @ [4, 2, 1]
+    observed = np.bincount(drawn, minlength=8)
+    log_p = nats(model, bound, states(2, 3), jnp.full(8, 1))
+    expected = count * np.exp(np.asarray(log_p, np.float64))
+    assert ((observed - expected) ** 2 / expected).sum() < 30  # 7 degrees: p = 1e-4
