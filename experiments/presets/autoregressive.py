@@ -63,7 +63,7 @@ PRESETS = {
         num_valid_examples=10000,
     ),
     "binarized_mnist/made-fvsbn": hundred_epochs(dict(depth=0)),
-    "binarized_mnist/made-500": hundred_epochs(dict(width=500)),
+    "binarized_mnist/made-500": hundred_epochs(dict(width=500, activation="relu")),
     "digits/made_ensemble": preset(
         "1.9146 ± 0.0121 bits/dim",
         dict(one_hot=False, num_mixtures=5, dropout_rate=0.1),

@@ -7,8 +7,8 @@ a degree m(k); it sees inputs of number <= m(k), and output d sees hidden units 
 (depth=0) it is the fully visible sigmoid belief network: a logistic regression of each
 x_d on x_<d (Frey et al. 1996).
 
-Deviations from the paper: SiLU for ReLU; degrees are even, not random; symbols of up to
-32 values are given one-hot.
+Deviations from the paper: SiLU by default, for ReLU; degrees are even, not random; symbols
+of up to 32 values are given one-hot.
 """
 
 from typing import Any
@@ -19,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm.autoregressive import AutoregressiveModel, SymbolModel
+from gm.errors import InputError
 from gm.nn.conditioning import CondEmbedding, CondShift
 from gm.nn.masked import MaskedDense, as_degrees
 from gm.nn.symbols import num_features, symbol_features
+
+_ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
 
 
 class MaskedNetwork(SymbolModel):
@@ -33,6 +36,7 @@ class MaskedNetwork(SymbolModel):
     width: int = 512
     depth: int = 1  # hidden layers; 0: FVSBN
     dropout_rate: float = 0.0
+    activation: str = "silu"  # or "relu", as in the paper
     one_hot: bool = True  # inputs of 3 to 32 values; else one number in [-1, 1]
     num_mixtures: int | None = None  # None: a table up to 32 values, else 10 logistics
 
@@ -50,6 +54,10 @@ class MaskedNetwork(SymbolModel):
 
     def setup(self) -> None:
         """Layers, and what the condition adds to the first of them."""
+        if self.activation not in _ACTIVATIONS:
+            raise InputError(
+                f"--set=activation={self.activation}: give {' or '.join(_ACTIVATIONS)}"
+            )
         features = num_features(self.num_values, self.one_hot)
         places, hidden = self.degrees()
         inputs = np.repeat(places, features, axis=1)
@@ -77,9 +85,10 @@ class MaskedNetwork(SymbolModel):
 
     def _hidden(self, pre, which, train):
         """Pre-activation of the first hidden layer -> last hidden layer, [B, width]."""
-        h = self.dropout(nn.silu(pre), deterministic=not train)
+        activation = _ACTIVATIONS[self.activation]
+        h = self.dropout(activation(pre), deterministic=not train)
         for layer in self.layers[1:]:
-            h = self.dropout(nn.silu(layer(h, which)), deterministic=not train)
+            h = self.dropout(activation(layer(h, which)), deterministic=not train)
         return h
 
     def parameters(
