@@ -26,6 +26,7 @@ class SymbolModel(LikelihoodModel):
     """Base of models whose network gives each symbol's distribution on its own."""
 
     estimate: ClassVar[Estimate] = Estimate.EXACT
+    family: ClassVar[str] = "autoregressive"
 
     # Discretized logistics per symbol; 0: a table over the values; None: a table up to
     # 32 values, else 10.

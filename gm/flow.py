@@ -27,6 +27,7 @@ class FlowModel(LikelihoodModel):
     """Base of models with `forward(y) -> (z, log_det)` and `inverse(z) -> y`."""
 
     estimate: ClassVar[Estimate] = Estimate.WEIGHT
+    family: ClassVar[str] = "flow"
 
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False

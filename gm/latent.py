@@ -23,6 +23,7 @@ class LatentModel(LikelihoodModel):
     """
 
     estimate: ClassVar[Estimate] = Estimate.WEIGHT
+    family: ClassVar[str] = "latent-variable"
 
     @property
     def latent_dims(self) -> int:

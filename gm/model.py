@@ -48,6 +48,7 @@ class LikelihoodModel(nn.Module):
     precision: str = "float32"  # of activations; parameters, likelihoods: float32
 
     estimate: ClassVar[Estimate]
+    family: ClassVar[str] = ""  # autoregressive, flow or latent-variable
 
     @property
     def num_dims(self) -> int:

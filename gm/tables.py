@@ -226,13 +226,13 @@ def to_markdown(
       beside: gives (header, lines) to show below the table of a row.
     """
     tables = make_tables(rows)
-    parts = [_markdown(*pivot(rows))] if len(tables) > 1 else []
+    parts = [markdown(*pivot(rows))] if len(tables) > 1 else []
     for table in tables:
-        parts += [f"**{table.title}**", _markdown(table.header, table.lines)]
+        parts += [f"**{table.title}**", markdown(table.header, table.lines)]
         parts += table.notes + table.bugs
         header, lines = beside(table.example) if beside else ([], [])
         if lines:
-            parts.append(_markdown(header, lines))
+            parts.append(markdown(header, lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -269,7 +269,7 @@ def to_board(rows: Sequence[Row]) -> str:
     count = sum(len(found) for _, found in tables)
     if len(notes) < count:
         notes.append("- of the others no sample is legal.")
-    return f"{_markdown(header, lines)}\n\n" + "\n".join(notes) + "\n"
+    return f"{markdown(header, lines)}\n\n" + "\n".join(notes) + "\n"
 
 
 def _gap_text(found: Contender) -> str:
@@ -283,7 +283,8 @@ def _gap_text(found: Contender) -> str:
     return f"{bound}{gap:+.3f}{error}, {seconds:.0f} s"
 
 
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table of these cells."""
     escaped = [[c.replace("|", "\\|") for c in line] for line in [header, *lines]]
     body = [escaped[0], ["---"] * len(header), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in body)

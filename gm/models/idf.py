@@ -42,6 +42,7 @@ class IntegerDiscreteFlow(LikelihoodModel):
     num_mixtures: int = 5  # discretized logistics per dimension of the base
     dropout_rate: float = 0.0
     estimate = Estimate.EXACT
+    family = "flow"
 
     def setup(self) -> None:
         """One network for each coupling and for each split, and what the base shares."""
