@@ -15,40 +15,8 @@ import jax.numpy as jnp
 
 from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
-from gm.nn.attention import CausalSelfAttention, coordinates
+from gm.nn.attention import Block, coordinates
 from gm.nn.conditioning import CondEmbedding
-
-
-class Block(nn.Module):
-    """Attention and MLP, each on a residual branch."""
-
-    num_heads: int
-    shape: tuple[int, ...]
-    dropout_rate: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        h: jax.Array,
-        cache: tuple[jax.Array, jax.Array] | None = None,
-        index: jax.Array | None = None,
-        train: bool = False,
-    ) -> tuple[jax.Array, Any]:
-        """H [B, T, width] -> the same; the cache is None or that of the attention."""
-        width = h.shape[-1]
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        attention = CausalSelfAttention(
-            self.num_heads, self.shape, self.dtype, name="attention"
-        )
-        branch, cache = attention(nn.RMSNorm(dtype=self.dtype)(h), cache, index)
-        h = h + dropout(branch)
-        branch = nn.RMSNorm(dtype=self.dtype)(h)
-        hidden = 8 * width // 3  # as many parameters as a GELU MLP of 4 width
-        gate = nn.Dense(hidden, use_bias=False, dtype=self.dtype, name="gate")(branch)
-        up = nn.Dense(hidden, use_bias=False, dtype=self.dtype, name="up")(branch)
-        down = nn.Dense(width, use_bias=False, dtype=self.dtype, name="down")
-        return h + dropout(down(nn.silu(gate) * up)), cache
 
 
 class Transformer(AutoregressiveModel):
@@ -75,7 +43,12 @@ class Transformer(AutoregressiveModel):
         ]
         self.condition = CondEmbedding(self.cond, self.width, self.dtype)
         self.blocks = [
-            Block(self.num_heads, self.shape, self.dropout_rate, self.dtype)
+            Block(
+                num_heads=self.num_heads,
+                shape=self.shape,
+                dropout_rate=self.dropout_rate,
+                dtype=self.dtype,
+            )
             for _ in range(self.depth)
         ]
         self.norm = nn.RMSNorm(dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions, for whole sequences and with a cache."""
+"""Self-attention and transformer blocks, for whole sequences and with a cache."""
 
 import math
 from typing import Any
@@ -53,14 +53,17 @@ def attend(
     return jnp.einsum("bhts,bhsd->bhtd", weights, v)
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention where position t sees positions <= t.
+class SelfAttention(nn.Module):
+    """Multi-head attention; if causal, position t sees positions <= t.
 
-    Queries and keys are RMS-normalised (QK-norm, Dehghani et al. 2023) and rotated.
+    With a shape, queries and keys are rotated by the coordinates of their symbols.
     """
 
     num_heads: int
-    shape: tuple[int, ...]  # of an example: its symbols in raster order
+    shape: tuple[int, ...] | None  # of an example: its symbols in raster order
+    causal: bool = True
+    qk_norm: bool = True  # RMS-normalise queries and keys (Dehghani et al. 2023)
+    use_bias: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
@@ -73,28 +76,83 @@ class CausalSelfAttention(nn.Module):
         """H [B, T, width] -> [B, T, width], and the cache.
 
         Without a cache the T positions see one another; with one, T = 1 and the cache
-        holds keys and values [B, heads, D, head_dim] of the positions before `index`.
+        holds keys and values [B, heads, T_max, head_dim] of the positions before `index`.
         """
         batch, length, width = h.shape
         head_dim = width // self.num_heads
-        qkv = nn.Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(h)
+        dense = dict(use_bias=self.use_bias, dtype=self.dtype)
+        qkv = nn.Dense(3 * width, name="qkv", **dense)(h)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, head_dim]
-        q = nn.RMSNorm(dtype=self.dtype, name="norm_q")(q)
-        k = nn.RMSNorm(dtype=self.dtype, name="norm_k")(k)
-        table = rotary_table(coordinates(self.shape), head_dim)
-        cos, sin = jnp.asarray(table[0]), jnp.asarray(table[1])
-        if cache is None or index is None:
-            q = rotate(q, cos[:length], sin[:length])
-            k = rotate(k, cos[:length], sin[:length])
-            out = attend(q, k, v, np.tri(length, dtype=bool))
+        if self.qk_norm:
+            q = nn.RMSNorm(dtype=self.dtype, name="norm_q")(q)
+            k = nn.RMSNorm(dtype=self.dtype, name="norm_k")(k)
+        cached = cache is not None and index is not None
+        if self.shape is not None:
+            table = rotary_table(coordinates(self.shape), head_dim)
+            where = index[None] if cached else slice(length)
+            cos, sin = (jnp.asarray(t)[where] for t in table)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cached:
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, index, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, index, axis=2)
+            cache = (k, v)
+            allowed = jnp.arange(k.shape[2]) <= index
         else:
-            q = rotate(q, cos[index][None], sin[index][None])
-            k = rotate(k, cos[index][None], sin[index][None])
-            keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, index, axis=2)
-            values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, index, axis=2)
-            cache = (keys, values)
-            out = attend(q, keys, values, jnp.arange(keys.shape[2]) <= index)
+            allowed = np.tri(length, dtype=bool) if self.causal else np.True_
+        out = attend(q, k, v, allowed)
         out = out.transpose(0, 2, 1, 3).reshape(batch, length, width)
-        out = nn.Dense(width, use_bias=False, dtype=self.dtype, name="out")(out)
-        return out, cache
+        return nn.Dense(width, name="out", **dense)(out), cache
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a residual branch after a normalisation.
+
+    By default RMSNorm (Zhang & Sennrich 2019), QK-norm and SwiGLU (Shazeer 2020). A plain
+    block is that of Radford et al. (2019): LayerNorm, no QK-norm, a GELU MLP of 4 width.
+    """
+
+    num_heads: int
+    shape: tuple[int, ...] | None  # for rotary positions; None: none
+    causal: bool = True
+    plain: bool = False
+    use_bias: bool = False
+    dropout_rate: float = 0.0
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self,
+        h: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None = None,
+        index: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, Any]:
+        """H [B, T, width] -> the same; the cache is None or that of the attention."""
+        width = h.shape[-1]
+        dense = dict(use_bias=self.use_bias, dtype=self.dtype)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        attention = SelfAttention(
+            self.num_heads,
+            self.shape,
+            self.causal,
+            not self.plain,
+            self.use_bias,
+            self.dtype,
+            name="attention",
+        )
+        branch, cache = attention(self._norm()(h), cache, index)
+        h = h + dropout(branch)
+        branch = self._norm()(h)
+        if self.plain:
+            branch = nn.gelu(nn.Dense(4 * width, name="up", **dense)(branch))
+        else:
+            hidden = 8 * width // 3  # as many parameters as a GELU MLP of 4 width
+            gate = nn.Dense(hidden, name="gate", **dense)(branch)
+            branch = nn.silu(gate) * nn.Dense(hidden, name="up", **dense)(branch)
+        return h + dropout(nn.Dense(width, name="down", **dense)(branch)), cache
+
+    def _norm(self):
+        if self.plain:
+            return nn.LayerNorm(use_bias=self.use_bias, dtype=self.dtype)
+        return nn.RMSNorm(dtype=self.dtype)
