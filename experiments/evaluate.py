@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -35,6 +36,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 100, "examples at a time")
     flags.DEFINE_integer("seed", 0, "of the evaluation's noise")
     flags.DEFINE_string("dataset", None, "another data set than the one trained on")
+    flags.DEFINE_multi_string(
+        "set", [], "field=value that changes how the number is computed, not the model"
+    )
     launcher.define_data_dir()
     flags.adopt_module_key_flags(launcher)
 
@@ -71,6 +75,24 @@ def _load_dataset(trained, name, data_dir):
     return dataset
 
 
+def _with_fields(trained, pairs):
+    """The run with other values of its model's evaluation fields."""
+    from gm.model import parse_settings
+
+    texts, model = launcher.parse_set(pairs), trained.model
+    values = parse_settings(type(model), texts)
+    for name in values:
+        if name not in model.evaluation_fields:
+            able = ", ".join(model.evaluation_fields) or "none"
+            raise InputError(
+                f"--set={name}={texts[name]}: fixed by training; fields of "
+                f"{type(model).__name__} that may change in evaluation: {able}"
+            )
+    settings = trained.config.settings | values
+    config = dataclasses.replace(trained.config, settings=settings)
+    return dataclasses.replace(trained, config=config, model=model.clone(**values))
+
+
 def evaluate_run(
     workdir: str,
     *,
@@ -84,6 +106,7 @@ def evaluate_run(
     seed: int = 0,
     dataset: str | None = None,
     data_dir: str | None = None,
+    fields: Sequence[str] = (),
 ) -> None:
     """Evaluates and writes results/<split>.json and .nats.npy; prints the number."""
     from gm import evaluate, gap, tables, trained
@@ -97,7 +120,7 @@ def evaluate_run(
         raise InputError(f"--num_samples={num_samples}: give 0 or more")
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: give 1 or more")
-    found = trained.load(workdir, checkpoint)
+    found = _with_fields(trained.load(workdir, checkpoint), fields)
     evaluate.check_importance_samples(found.model, num_importance_samples)
     data = _load_dataset(found, dataset, data_dir)
     examples = data.split(split)
@@ -137,6 +160,7 @@ def evaluate_run(
     stem = split if dataset is None else f"{_safe(data.name)}-{split}"
     if checkpoint != "best":
         stem += f"-{checkpoint}"
+    stem += "".join(f"-{_safe(pair)}" for pair in fields)
     path = evaluate.write_result(found.run.results, stem, row, nats)
     unit = unit_name(row)
     print(
@@ -170,6 +194,7 @@ def main(argv: list[str]) -> None:
         seed=FLAGS.seed,
         dataset=FLAGS.dataset,
         data_dir=FLAGS.data_dir,
+        fields=FLAGS.set,
     )
 
 

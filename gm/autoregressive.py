@@ -121,6 +121,12 @@ class AutoregressiveModel(SymbolModel):
         Returns:
           int32 [N, *shape].
         """
+        cache = self.init_cache(num_samples, cond)
+        xs = self._draw(cache, num_samples, temperature, prefix)
+        return xs.reshape(num_samples, *self.shape)
+
+    def _draw(self, cache, num_samples, temperature, prefix):
+        """Symbols [N, D] in the order of `step`, from a fresh cache."""
         # One key outside the loop, folded with the index: make_rng inside it would give
         # every symbol the same noise.
         key = self.make_rng("sample")
@@ -137,7 +143,6 @@ class AutoregressiveModel(SymbolModel):
             x = x.astype(jnp.int32)
             return (cache, x), x
 
-        cache = self.init_cache(num_samples, cond)
         start = (cache, jnp.zeros((num_samples,), jnp.int32))
         _, xs = jax.lax.scan(body, start, jnp.arange(self.num_dims))  # [D, N]
-        return xs.T.reshape(num_samples, *self.shape)
+        return xs.T

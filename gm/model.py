@@ -49,6 +49,8 @@ class LikelihoodModel(nn.Module):
 
     estimate: ClassVar[Estimate]
     family: ClassVar[str] = ""  # autoregressive, flow or latent-variable
+    # Fields that change how a number is computed, not the parameters: `evaluate --set`.
+    evaluation_fields: ClassVar[tuple[str, ...]] = ()
 
     @property
     def num_dims(self) -> int:

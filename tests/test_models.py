@@ -1,19 +1,19 @@
 """The contract beside the audit (test_audit.py): what every model must fulfil."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.models import REFERENCES
 from gm import checkpoint
 from gm import model as gm_model
 from gm.audit.subject import SPACES, Space, parameters
 from gm.autoregressive import AutoregressiveModel
 from gm.config import TrainConfig
-from gm.model import init_params, load_model, log_prob
+from gm.model import load_model, log_prob
 from gm.train import init_state, make_optimizer, train_step
 
 SPECS = ("image", "colour", "vector", "binary")
@@ -118,11 +118,9 @@ def test_bfloat16_network_keeps_a_float32_likelihood(model_name):
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
 
 
-def test_made_has_the_parameters_of_the_paper():
-    """784-500 on binary pixels: 784 500 + 500 + 500 784 + 784."""
-    model = load_model("made").Model(shape=(28, 28, 1), num_values=2, width=500)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == 785_284
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: f"{r.model}-{r.count}")
+def test_parameters_are_as_many_as_the_reference_has(reference):
+    assert abs(reference.ours() / reference.count - 1) <= reference.tolerance
 
 
 def test_prefix_is_held(model_name):

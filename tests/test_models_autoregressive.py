@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gm import audit
+from gm.audit.subject import parameters
 from gm.bounds import logmeanexp
+from gm.errors import InputError
 from gm.model import init_params, load_model, log_prob
+from gm.models import transformer
 from gm.spec import CondSpec
 
 CLASSES = CondSpec("class", 3)
@@ -33,23 +37,6 @@ def states(num_values, dims):
 
 def nats(model, bound, x, cond=None, **options):
     return log_prob(model, bound["params"], x, cond, jax.random.key(0), **options)[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "fields", "expected"),
-    [
-        ("made", dict(width=500), 785_284),  # 784 500 + 500 + 500 784 + 784
-        ("nade", dict(width=500), 785_284),  # W, c, V and b have these sizes too
-        ("made", dict(depth=0), 784 * 784 + 784),
-        ("independent", {}, 784),
-        ("mixture", dict(num_components=10), 11 * 784 + 10),
-        ("made_ensemble", dict(width=500, num_orders=32), 785_284),
-    ],
-)
-def test_parameters_are_those_of_the_paper(name, fields, expected):
-    model = load_model(name).Model(shape=(28, 28, 1), num_values=2, **fields)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == expected
 
 
 def test_made_without_hidden_layers_is_logistic_regression():
@@ -190,3 +177,64 @@ def test_ensemble_samples_follow_its_likelihood(depth):
     log_p = nats(model, bound, states(2, 3), jnp.full(8, 1))
     expected = count * np.exp(np.asarray(log_p, np.float64))
     assert ((observed - expected) ** 2 / expected).sum() < 30  # 7 degrees: p = 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "check"),
+    [
+        (dict(any_order=True), "normalisation"),
+        (dict(any_order=True), "bounds"),
+        (dict(any_order=True), "sampler"),
+        (dict(any_order=True, evaluation_order="raster"), "normalisation"),
+        (dict(any_order=True), "cache"),
+        (dict(style="gpt2"), "cache"),
+        (dict(style="gpt2"), "normalisation"),
+    ],
+)
+def test_other_transformers_pass_the_audit(fields, check):
+    verdict = audit.check_model(transformer.Model, transformer.TINY | fields, check)
+    assert verdict.status == "pass", verdict.figure
+
+
+def test_any_order_transformer_is_a_mixture_of_all_orders():
+    """3 symbols, 6 orders: their mean sums to one, and draws estimate it."""
+    fields = dict(width=8, depth=1, num_heads=1, any_order=True)
+    model = transformer.Model(shape=(3,), num_values=2, **fields)
+    params = parameters(model, "perturbed")
+    states = jnp.asarray(list(itertools.product(range(2), repeat=3)))
+
+    def given(order):
+        place = jnp.tile(jnp.asarray(order), (8, 1))
+        args = (states[:, jnp.asarray(order)], None)
+        out = model.apply({"params": params}, *args, order=place, method="conditionals")
+        return model.symbol_log_prob(out, args[0]).sum(1)
+
+    every = jnp.stack([given(s) for s in itertools.permutations(range(3))])
+    assert np.ptp(np.asarray(every), axis=0).max() > 0.01  # the order matters
+    np.testing.assert_allclose(jnp.exp(every).sum(1), 1, atol=1e-5)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draws = jax.vmap(lambda k: log_prob(model, params, states, None, k)[0])(keys)
+    error = draws.std(0) / math.sqrt(len(keys))
+    assert (abs(draws.mean(0) - every.mean(0)) < 5 * error + 1e-5).all()  # the bound
+
+
+def test_prefix_of_a_random_order_is_held():
+    model = transformer.Model(
+        shape=(5,), num_values=3, **transformer.TINY, any_order=True
+    )
+    params = parameters(model, "perturbed")
+    prefix = jnp.asarray([[2, 0], [1, 1]])
+    x = model.apply(
+        {"params": params},
+        2,
+        prefix=prefix,
+        rngs={"sample": jax.random.key(0)},
+        method="sample",
+    )
+    np.testing.assert_array_equal(x[:, :2], prefix)
+
+
+def test_transformer_refuses_what_gpt2_lacks():
+    model = transformer.Model(shape=(4,), num_values=3, style="gpt2", any_order=True)
+    with pytest.raises(InputError, match="it has no any_order"):
+        init_params(model, jax.random.key(0))
