@@ -10,7 +10,7 @@ import pytest
 from experiments.models import REFERENCES
 from gm import checkpoint
 from gm import model as gm_model
-from gm.audit.subject import SPACES, Space, parameters
+from gm.audit.subject import SPACES, Space, parameters, quick_jit
 from gm.autoregressive import AutoregressiveModel
 from gm.config import TrainConfig
 from gm.model import load_model, log_prob
@@ -34,7 +34,7 @@ def batch(model, size=4):
 
 @functools.cache
 def jitted():
-    return jax.jit(log_prob, static_argnames=("model", "train"))
+    return quick_jit(log_prob, "model", "train")
 
 
 def test_jit_equals_eager(model_name):
@@ -48,14 +48,11 @@ def test_every_parameter_gets_a_gradient(model_name, spec):
     model, params = make(model_name, spec)
     x, cond = batch(model, 16)
 
-    @jax.jit
-    def grad(params):
-        def loss(p):
-            return log_prob(model, p, x, cond, jax.random.key(2))[0].mean()
+    def loss(params):
+        return log_prob(model, params, x, cond, jax.random.key(2))[0].mean()
 
-        return jax.grad(loss)(params)
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grad(params)):
+    gradient = quick_jit(jax.grad(loss))(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(leaf).all(), name
         assert np.abs(leaf).max() > 0, f"{name} gets no gradient"
@@ -71,7 +68,7 @@ def test_fifty_steps_lower_the_bits(model_name):
     rng = np.random.default_rng(0)
     x = (pattern + rng.integers(0, 2, (64, 4, 4, 1))) % 4
     data = (jnp.asarray(x, jnp.int32), None)
-    step = jax.jit(functools.partial(train_step, model, optimizer, config))
+    step = quick_jit(functools.partial(train_step, model, optimizer, config))
     bpd = []
     for _ in range(50):
         state, metrics = step(state, data)
