@@ -1,6 +1,6 @@
 """Presets of autoregressive models; `preset` in the package says what one is."""
 
-from experiments.presets.preset import hundred_epochs, preset
+from experiments.presets.preset import NOT_RUN, hundred_epochs, preset
 
 PRESETS = {
     "digits/independent": preset(
@@ -128,5 +128,44 @@ PRESETS = {
         learning_rate=2e-3,
         valid_every=500,
         save_every=2000,
+    ),
+    # Random orders; `evaluate --set=evaluation_order=raster` gives one exact order.
+    "digits/transformer-any": preset(
+        NOT_RUN,
+        dict(any_order=True, width=64, depth=3, num_mixtures=5, dropout_rate=0.1),
+        num_steps=500,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        valid_every=100,
+        ema_decay=0.99,
+        num_importance_samples=64,
+    ),
+    # The width and depth of image transformers at this size; the budget is of a GPU.
+    "binarized_mnist/transformer": hundred_epochs(
+        dict(width=256, depth=6, num_heads=8, dropout_rate=0.15),
+        learning_rate=5e-4,
+        warmup_steps=1000,
+        precision="bfloat16",
+    ),
+    "cifar10/transformer": preset(
+        NOT_RUN,
+        dict(width=512, depth=12, num_heads=8, num_mixtures=0),
+        num_steps=100000,
+        batch_size=64,
+        learning_rate=5e-4,
+        warmup_steps=2000,
+        precision="bfloat16",
+        save_every=5000,
+    ),
+    # nanoGPT's character model of Shakespeare: 10.7M parameters, dropout 0.2.
+    "tiny_shakespeare/transformer": preset(
+        NOT_RUN,
+        dict(style="gpt2", width=384, depth=6, num_heads=6, dropout_rate=0.2),
+        resolution=256,
+        num_steps=5000,
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        valid_every=250,
     ),
 }

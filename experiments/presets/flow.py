@@ -1,6 +1,6 @@
 """Presets of flows; `preset` in the package says what one is."""
 
-from experiments.presets.preset import preset
+from experiments.presets.preset import NOT_RUN, preset
 
 PRESETS = {
     "digits/realnvp": preset(
@@ -46,5 +46,14 @@ PRESETS = {
         num_steps=500,
         learning_rate=2e-3,
         num_importance_samples=8,
+    ),
+    "digits/idf": preset(
+        NOT_RUN,
+        dict(width=32, depth=1, dropout_rate=0.2),
+        num_steps=600,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        valid_every=100,
+        ema_decay=0.99,
     ),
 }
