@@ -4,6 +4,8 @@ A layer is a module (h, cond, inverse=False, train=False) -> (h, log_det [B]), w
 [B or 1, width] embedded and log_det of the direction that was asked for, all in float32.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,11 @@ import jax.numpy as jnp
 class ActNorm(nn.Module):
     """A learned scale and shift per channel: z = h exp(log_gain) + shift.
 
-    It starts as the identity: parameters come from a key, not from a batch of data
-    (Kingma & Dhariwal 2018, section 3.1, normalise the first batch). With data of
-    variance one, as a quantile function makes them, both start alike.
+    Parameters come from a key, not from a batch of data (Kingma & Dhariwal 2018, section
+    3.1, normalise the first batch): it starts as what inputs of a known mean square need.
     """
+
+    mean_square: float = 1.0  # of the inputs at the start
 
     @nn.compact
     def __call__(
@@ -28,7 +31,8 @@ class ActNorm(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """[B, ..., C] -> ([B, ..., C], log_det [B])."""
         channels = h.shape[-1]
-        log_gain = self.param("log_gain", nn.initializers.zeros, (channels,))
+        start = nn.initializers.constant(-math.log(self.mean_square) / 2)
+        log_gain = self.param("log_gain", start, (channels,))
         shift = self.param("shift", nn.initializers.zeros, (channels,))
         log_det = jnp.full(h.shape[:1], log_gain.sum() * (h[0].size // channels))
         if inverse:
