@@ -16,29 +16,14 @@ that leaves a margin, so the model is a distribution on the data's range alone a
 untrained one is uniform.
 """
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.special import ndtri
 
-from gm.flow import CodingLayer, FlowModel
-from gm.likelihood import normal_log_prob, sum_dims
+from gm.flow import CodingLayer, MultiScaleFlow
+from gm.likelihood import sum_dims
 from gm.nn.conditioning import CondEmbedding
-from gm.nn.convolution import depth_to_space, space_to_depth
 from gm.nn.coupling import Conditioner, mask, places, plan
-
-
-def to_normal(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The normal quantile of y in [-1, 1), and its log-slope, elementwise.
-
-    It maps the cube onto all of R^D, so that no mass lies outside the data's range.
-    """
-    p = jnp.clip((y + 1) / 2, 1e-6, 1 - 1e-6)  # rounding may have given y = 1
-    h = jax.scipy.special.ndtri(p)
-    return h, -normal_log_prob(h) - math.log(2)
 
 
 class Coupling(nn.Module):
@@ -93,7 +78,7 @@ class Coupling(nn.Module):
         return y * jnp.exp(s) + t, sum_dims(s) + gains
 
 
-class RealNVP(FlowModel):
+class RealNVP(MultiScaleFlow):
     """Affine couplings; multi-scale where the shape is an image."""
 
     width: int = 64
@@ -107,60 +92,20 @@ class RealNVP(FlowModel):
         count = self.num_couplings
         couplings = []
         for kind in plan(self.shape):
-            if kind != "squeeze" and kind != "split":
+            if kind not in ("squeeze", "split"):
                 couplings += [Coupling(kind, i, *args) for i in range(count)]
         self.couplings = couplings
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
 
-    def forward(
-        self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
-        """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
-        batch = y.shape[0]
-        cond = self.embed(cond)
-        h, log_slope = to_normal(y)
-        log_det = sum_dims(log_slope)
-        couplings, parts = iter(self.couplings), []
+    def steps(self) -> list[nn.Module | str]:
+        """`plan`, with each kind of coupling replaced by `num_couplings` of them."""
+        couplings, steps = iter(self.couplings), list[nn.Module | str]()
         for kind in plan(self.shape):
-            if kind == "squeeze":
-                h = space_to_depth(h)
-            elif kind == "split":
-                h, out = jnp.split(h, 2, axis=-1)
-                parts.append(out.reshape(batch, -1))
+            if kind in ("squeeze", "split"):
+                steps.append(kind)
             else:
-                for _ in range(self.num_couplings):
-                    h, change = next(couplings)(h, cond, train=train)
-                    log_det += change
-        return jnp.concatenate([*parts, h.reshape(batch, -1)], axis=1), log_det
-
-    def inverse(self, z: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """Z [B, D] -> y [B, *shape]."""
-        cond = self.embed(cond)
-        shape, parts = self.shape, []
-        for kind in plan(self.shape):  # shapes on the way down, to cut z into its parts
-            if kind == "squeeze":
-                shape = (shape[0] // 2, shape[1] // 2, 4 * shape[2])
-            elif kind == "split":
-                shape = (*shape[:2], shape[2] // 2)
-                parts.append(shape)
-        h = z[:, -math.prod(shape) :].reshape(-1, *shape)
-        end = z.shape[1] - math.prod(shape)
-        couplings = iter(self.couplings[::-1])
-        for kind in plan(self.shape)[::-1]:
-            if kind == "squeeze":
-                h = depth_to_space(h)
-            elif kind == "split":
-                size = math.prod(parts[-1])
-                out = z[:, end - size : end].reshape(-1, *parts.pop())
-                h, end = jnp.concatenate([h, out], axis=-1), end - size
-            else:
-                for _ in range(self.num_couplings):
-                    h, _ = next(couplings)(h, cond, inverse=True)
-        return 2 * jax.scipy.special.ndtr(h) - 1
-
-    def coding_map(self, p: np.ndarray) -> np.ndarray:
-        """`to_normal` of the quantiles p in [0, 1] of the data's range, float64."""
-        return ndtri(np.clip(p, 5e-7, 1 - 5e-7))
+                steps += [next(couplings) for _ in range(self.num_couplings)]
+        return steps
 
     def coding_layers(self) -> list[CodingLayer]:
         """Two for each coupling: the gain of what it keeps, then all of the rest."""

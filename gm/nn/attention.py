@@ -145,7 +145,8 @@ class Block(nn.Module):
         h = h + dropout(branch)
         branch = self._norm()(h)
         if self.plain:
-            branch = nn.gelu(nn.Dense(4 * width, name="up", **dense)(branch))
+            branch = nn.Dense(4 * width, name="up", **dense)(branch)
+            branch = nn.gelu(branch, approximate=False)
         else:
             hidden = 8 * width // 3  # as many parameters as a GELU MLP of 4 width
             gate = nn.Dense(hidden, name="gate", **dense)(branch)
@@ -154,5 +155,5 @@ class Block(nn.Module):
 
     def _norm(self):
         if self.plain:
-            return nn.LayerNorm(use_bias=self.use_bias, dtype=self.dtype)
+            return nn.LayerNorm(1e-5, use_bias=self.use_bias, dtype=self.dtype)
         return nn.RMSNorm(dtype=self.dtype)

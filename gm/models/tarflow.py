@@ -1,0 +1,254 @@
+"""TarFlow: autoregressive transformers in a row, as a flow (Zhai et al. 2024).
+
+An image is a sequence of T patches. A block moves every patch by what those before it
+say (paper, eq. 3 to 5), in parallel, and reverses the order for the next block:
+
+  z_t = (x_t - mu(x_<t)) exp(-a(x_<t)),    log|dz/dx| = -sum a,    mu(x_<0) = a(x_<0) = 0
+  x_t = z_t exp(a(x_<t)) + mu(x_<t),       one patch after the other
+
+mu and a are the output of a causal transformer at the patch before. With
+volume_preserving=True a = 0 and one scale per channel of a patch is learned.
+
+A vector is a sequence of patches of one symbol each.
+
+Guidance moves samples away from the unconditional model (section 3.5), mu and a each by
+mu + w (mu - mu_none): w > 0 leaves the likelihood model, as a temperature does.
+
+Deviations from the paper: the data are mapped to R^D by the normal quantile function
+(`preprocessing=identity` is the paper's [-1, 1]), so that no mass lies outside their range;
+dequantisation is uniform, not by Gaussian noise; no denoising after sampling; the last
+patch of a sequence has no position, since nothing is said from it; one embedding of the
+condition is shared by the blocks, and none is an embedding of its own where the authors'
+code takes the mean of the classes.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gm.errors import InputError
+from gm.flow import MultiScaleFlow
+from gm.likelihood import sum_dims
+from gm.nn.attention import Block
+from gm.nn.conditioning import CondEmbedding
+from gm.nn.invertible import ActNorm, Repeated
+from gm.spec import CondSpec
+
+
+class Guided(NamedTuple):
+    """A condition of samples that guidance moves away from those without one."""
+
+    cond: jax.Array
+    weight: float
+
+
+class MetaBlock(nn.Module):
+    """An affine autoregressive layer over patches, after which their order is reversed."""
+
+    length: int  # T
+    channels: int  # of a patch
+    width: int
+    depth: int
+    num_heads: int
+    volume_preserving: bool
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """A causal transformer whose output layer starts at zero."""
+        self.enter = nn.Dense(self.width, dtype=self.dtype)
+        start = nn.initializers.normal(0.01)
+        self.places = self.param("places", start, (self.length - 1, self.width))
+        self.blocks = [
+            Block(
+                self.num_heads,
+                shape=None,
+                plain=True,
+                use_bias=True,
+                dropout_rate=self.dropout_rate,
+                dtype=self.dtype,
+            )
+            for _ in range(self.depth)
+        ]
+        features = self.channels * (1 if self.volume_preserving else 2)
+        zeros = nn.initializers.zeros
+        self.leave = nn.Dense(features, kernel_init=zeros, dtype=jnp.float32)
+
+    def __call__(
+        self,
+        h: jax.Array,
+        cond: tuple[jax.Array, Any],
+        *,
+        inverse: bool = False,
+        train: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, C] -> ([B, H, W, C], log_det [B]).
+
+        `cond` is embedded, [B or 1, width], and a guidance weight or None; with a weight
+        the embedding [2 B, width] ends with that of no condition.
+        """
+        tokens = h.reshape(h.shape[0], self.length, self.channels)
+        if inverse:
+            x, log_scale = self._inverse(tokens[:, ::-1], *cond)
+            return x.reshape(h.shape), log_scale
+        t = self.enter(tokens[:, :-1]) + self.places.astype(self.dtype)
+        t = t + cond[0][:, None]  # [B, T - 1, width]
+        for block in self.blocks:
+            t, _ = block(t, train=train)
+        # What is said at a patch is about the next; nothing is said of the first.
+        a, mu = self._split(jnp.pad(self.leave(t), ((0, 0), (1, 0), (0, 0))))
+        z = (tokens - mu) * jnp.exp(-a)
+        return z[:, ::-1].reshape(h.shape), -sum_dims(a)
+
+    def _split(self, out):
+        if self.volume_preserving:
+            return jnp.zeros_like(out), out
+        return jnp.split(out, 2, axis=-1)
+
+    def _inverse(self, z, cond, weight):
+        """Z [B, T, C] -> (x, sum of a [B]), with keys and values in a cache."""
+        rows = z.shape[0] * (1 if weight is None else 2)
+        head_dim = self.width // self.num_heads
+        empty = jnp.zeros((rows, self.num_heads, self.length - 1, head_dim), self.dtype)
+
+        def body(block, carry, step):
+            x, cells = carry  # x [B, C]: patch `index`
+            index, z_next = step
+            given = x if weight is None else jnp.concatenate([x, x])
+            t = block.enter(given) + block.places[index].astype(block.dtype) + cond
+            t, grown = t[:, None], []
+            for layer, cell in zip(block.blocks, cells, strict=True):
+                t, cell = layer(t, cell, index)
+                grown.append(cell)
+            out = block.leave(t[:, 0])
+            if weight is not None:
+                out, none = jnp.split(out, 2)
+                out = out + weight * (out - none)
+            a, mu = block._split(out)
+            x = z_next * jnp.exp(a) + mu
+            return (x, grown), (x, a)
+
+        loop = nn.scan(
+            body,
+            variable_broadcast="params",
+            split_rngs={"params": False, "dropout": False},
+        )
+        carry = z[:, 0], [(empty, empty)] * self.depth
+        steps = jnp.arange(self.length - 1), z[:, 1:].swapaxes(0, 1)
+        _, (rest, a) = loop(self, carry, steps)  # [T - 1, B, C] each
+        x = jnp.concatenate([z[:, :1], rest.swapaxes(0, 1)], axis=1)
+        return x, sum_dims(a.swapaxes(0, 1))
+
+
+class TarFlow(MultiScaleFlow):
+    """Blocks of alternating order on the patches of an image, or on a vector."""
+
+    patch_size: int = 2  # a power of two; of images
+    width: int = 128
+    num_blocks: int = 4
+    depth: int = 2  # transformer layers of a block
+    num_heads: int = 4
+    volume_preserving: bool = False
+    dropout_rate: float = 0.0
+    cond_drop_rate: float = 0.0  # of the class while training, for guidance
+
+    def setup(self) -> None:
+        """The blocks, as a loop."""
+        self._check()
+        patch = self.patch_size**2 if len(self.shape) == 3 else 1
+        channels = patch * self.layout[2]
+        block = MetaBlock(
+            self.num_dims // channels,
+            channels,
+            self.width,
+            self.depth,
+            self.num_heads,
+            self.volume_preserving,
+            self.dropout_rate,
+            self.dtype,
+            parent=None,
+        )
+        self.blocks = Repeated(block, self.num_blocks)
+        if self.volume_preserving:
+            self.scale = ActNorm()
+        spec = self.cond
+        if self.can_be_guided:
+            spec = CondSpec("class", spec.size + 1)  # the last one: no class
+        self.embedding = CondEmbedding(spec, self.width, self.dtype)
+
+    def _check(self):
+        if self.width % self.num_heads:
+            raise InputError(
+                f"--set=width={self.width}: give a multiple of num_heads = "
+                f"{self.num_heads}"
+            )
+        size, said = self.patch_size, f"--set=patch_size={self.patch_size}"
+        if size < 1 or size & (size - 1):
+            raise InputError(f"{said}: give a power of two")
+        if len(self.shape) == 3 and (self.shape[0] % size or self.shape[1] % size):
+            raise InputError(f"{said}: does not divide an image of {self.shape}")
+        patch = size**2 * self.shape[2] if len(self.shape) == 3 else 1
+        if self.num_dims == patch:
+            raise InputError(
+                f"{said}: an example of shape {self.shape} would be one patch; "
+                "give a size at which there are two or more"
+            )
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the condition is a class, and some were dropped in training."""
+        return self.cond is not None and self.cond.kind == "class" and (
+            self.cond_drop_rate > 0
+        )
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The image; a vector is a column of pixels."""
+        return self.shape if len(self.shape) == 3 else (*self.shape, 1, 1)
+
+    def embed(self, cond: jax.Array | Guided | None) -> tuple[jax.Array, Any]:
+        """The condition as the blocks take it."""
+        if not isinstance(cond, Guided):
+            return self.embedding(cond), None
+        none = jnp.full_like(cond.cond, self.cond.size)
+        return self.embedding(jnp.concatenate([cond.cond, none])), cond.weight
+
+    def steps(self) -> list[nn.Module | str]:
+        """Squeezes that make patches, and the blocks."""
+        halvings = self.patch_size.bit_length() - 1 if len(self.shape) == 3 else 0
+        last = [self.scale] if self.volume_preserving else []
+        return ["squeeze"] * halvings + [self.blocks, *last]
+
+    def forward(
+        self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
+        if train and self.can_be_guided and cond is not None:
+            key = self.make_rng("dropout")
+            dropped = jax.random.bernoulli(key, self.cond_drop_rate, cond.shape)
+            cond = jnp.where(dropped, self.cond.size, cond)
+        return super().forward(y, cond, train=train)
+
+    def sample(
+        self,
+        num_samples: int,
+        cond: Any = None,
+        *,
+        temperature: float = 1.0,
+        guidance: float = 0.0,
+    ) -> jax.Array:
+        """Draws integers; `guidance` is the weight w, or 0 to sample from the model."""
+        if guidance:
+            if not self.can_be_guided:
+                raise InputError(
+                    f"guidance={guidance}: needs classes, and a model trained with some "
+                    "dropped (--conditional --set=cond_drop_rate=0.1)"
+                )
+            cond = Guided(cond, guidance)
+        return super().sample(num_samples, cond, temperature=temperature)
+
+
+Model = TarFlow
+TINY = dict(patch_size=1, width=8, num_blocks=2, depth=1, num_heads=2)
