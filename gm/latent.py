@@ -30,7 +30,40 @@ from gm.model import LikelihoodModel
 from gm.spec import Estimate
 
 
-class PixelDecoder(LikelihoodModel):
+class SampledLatents(LikelihoodModel):
+    """Base of models whose log_prob is one log-weight, log p(x, z) - log q(z|x)."""
+
+    estimate: ClassVar[Estimate] = Estimate.WEIGHT
+    family: ClassVar[str] = "latent-variable"
+
+    def log_weight(
+        self, x: jax.Array, z: jax.Array, cond: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Log p(x, z) - log q(z|x) [B], and its terms, for z as `sample_joint` gives."""
+        raise TypeError(f"{type(self).__name__} defines no log_weight")
+
+    def sample_joint(
+        self,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws (x, z), z from the prior with deviations scaled by the temperature."""
+        raise TypeError(f"{type(self).__name__} defines no sample_joint")
+
+    def sample(
+        self,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> jax.Array:
+        """Draws z from the prior, scaled by the temperature, then x ~ p(x|z)."""
+        return self.sample_joint(num_samples, cond, temperature=temperature)[0]
+
+
+class PixelDecoder(SampledLatents):
     """p(x|z) whose pixels are independent given z, from P parameters for each of them.
 
     A table over the values up to 32 of them (Bernoulli for 2), else a mixture of
@@ -121,7 +154,7 @@ def mean_weight(
     return log_px, means | {"importance_weighting": log_px - log_w.mean(1)}
 
 
-class LatentModel(LikelihoodModel):
+class LatentModel(SampledLatents):
     """Base of models with a Gaussian q(z|x) and a standard normal prior.
 
     A model gives `infer`, `generate`, `log_px_z` and `sample_x` (of p(x|z)).
@@ -130,9 +163,6 @@ class LatentModel(LikelihoodModel):
     # K draws of z in the objective: with train=True log_prob is the log of the mean of K
     # weights (Burda et al. 2016). Evaluation takes the draws that it is asked for.
     num_train_samples: int = 1
-
-    estimate: ClassVar[Estimate] = Estimate.WEIGHT
-    family: ClassVar[str] = "latent-variable"
 
     @property
     def latent_dims(self) -> int:
@@ -221,13 +251,3 @@ class LatentModel(LikelihoodModel):
         key_z, key_x = jax.random.split(self.make_rng("sample"))
         z = temperature * jax.random.normal(key_z, (num_samples, self.latent_dims))
         return self.sample_x(key_x, self.generate(z, cond)), z
-
-    def sample(
-        self,
-        num_samples: int,
-        cond: jax.Array | None = None,
-        *,
-        temperature: float = 1.0,
-    ) -> jax.Array:
-        """Draws z from the prior, scaled by the temperature, then x ~ p(x|z)."""
-        return self.sample_joint(num_samples, cond, temperature=temperature)[0]
