@@ -21,7 +21,7 @@ from gm import train
 from gm.autoregressive import AutoregressiveModel
 from gm.config import TrainConfig
 from gm.flow import FlowModel
-from gm.latent import LatentModel
+from gm.latent import LatentModel, SampledLatents
 from gm.model import LikelihoodModel
 from gm.spec import CondSpec, Estimate
 
@@ -163,7 +163,8 @@ class Subject:
 
 def defines(cls: type, *methods: str) -> bool:
     """Whether a class defines all of these, beyond what a family declares."""
-    bases = (LikelihoodModel, AutoregressiveModel, FlowModel, LatentModel)
+    declared_by = (AutoregressiveModel, FlowModel, LatentModel, SampledLatents)
+    bases = (LikelihoodModel, *declared_by)
     declared = [getattr(base, m, None) for m in methods for base in bases]
     found = [getattr(cls, m, None) for m in methods]
     return all(f is not None and f not in declared for f in found)

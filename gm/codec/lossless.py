@@ -22,12 +22,13 @@ from gm.errors import InputError
 from gm.model import LikelihoodModel
 from gm.trained import Trained
 
-# Capability: the codec that it allows. The first that a model has is taken.
-_CODECS: dict[str, Any] = {
-    "coding_steps": IntegerFlowCodec,
-    "coding_layers": FlowCodec,
-    "step": AutoregressiveCodec,
-    "generate": LatentCodec,
+# Capabilities: the codec that they allow. The first that a model has is taken. What a
+# subclass has not, though its base has, is None there.
+_CODECS: dict[tuple[str, ...], Any] = {
+    ("coding_steps",): IntegerFlowCodec,
+    ("coding_layers",): FlowCodec,
+    ("step",): AutoregressiveCodec,
+    ("infer", "generate", "symbol_logits"): LatentCodec,
 }
 
 
@@ -37,12 +38,13 @@ def codec_class(model: LikelihoodModel) -> Any:
     Raises:
       InputError: the model has no capability that a codec could use.
     """
-    for capability, codec in _CODECS.items():
-        if hasattr(model, capability):
+    for names, codec in _CODECS.items():
+        if all(getattr(model, name, None) is not None for name in names):
             return codec
+    wanted = ", ".join(" with ".join(names) for names in _CODECS)
     raise InputError(
-        f"{type(model).__name__} cannot be a codec: it has none of "
-        f"{', '.join(_CODECS)} (see gm/autoregressive.py, gm/latent.py, gm/flow.py)"
+        f"{type(model).__name__} cannot be a codec: it has none of {wanted} "
+        "(see gm/autoregressive.py, gm/latent.py, gm/flow.py)"
     )
 
 

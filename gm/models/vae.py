@@ -2,8 +2,9 @@
 
 Images of at least 8 x 8 go through convolutions (residual blocks; each halving of the
 resolution is a change of 2 x 2 pixels into channels); everything else is dense. p(x|z) is
-a table over the values up to 32 values (Bernoulli for 2), else a mixture of discretized
-logistics (Salimans et al. 2017), so the bound is on log P(x), not on a density.
+that of `PixelDecoder`, so the bound is on log P(x), not on a density. With
+num_train_samples above 1 it is trained as an importance-weighted autoencoder (Burda et
+al. 2016).
 """
 
 import math
@@ -12,17 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gm.latent import LatentModel
-from gm.likelihood import (
-    bernoulli_log_prob,
-    categorical_log_prob,
-    discretized_logistic_mixture_log_prob,
-    discretized_logistic_mixture_logits,
-    discretized_logistic_mixture_sample,
-    mixture_channels,
-    scale,
-    sum_dims,
-)
+from gm.latent import LatentModel, PixelDecoder
+from gm.likelihood import scale
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.convolution import Conv, depth_to_space, num_halvings, space_to_depth
 
@@ -46,14 +38,13 @@ class ResidualBlock(nn.Module):
         return h + layer(width, kernel_init=zeros, dtype=self.dtype)(branch)
 
 
-class VAE(LatentModel):
+class VAE(PixelDecoder, LatentModel):
     """One layer of latent variables, convolutional or dense by shape."""
 
     width: int = 64
     depth: int = 1  # residual blocks per resolution, in encoder and decoder each
     num_latents: int = 32
     one_hot: bool = True  # inputs of up to 32 values; else one number in [-1, 1]
-    num_mixtures: int | None = None  # None: a table up to 32 values, else 5 logistics
     dropout_rate: float = 0.0
 
     @property
@@ -62,30 +53,11 @@ class VAE(LatentModel):
         return self.num_latents
 
     @property
-    def mixtures(self) -> int:
-        """Discretized logistics per pixel; 0: a table over the values."""
-        if self.num_mixtures is None:
-            return 0 if self.num_values <= 32 else 5
-        return self.num_mixtures
-
-    @property
-    def channels(self) -> int:
-        """Channels of an image; the symbols of a sequence are pixels of one."""
-        return self.shape[-1] if len(self.shape) == 3 else 1
-
-    @property
     def halvings(self) -> int | None:
         """How often the resolution is halved; None: dense."""
         if len(self.shape) != 3 or min(self.shape[:2]) < 8:
             return None
         return num_halvings(self.shape, smallest=4)
-
-    @property
-    def _outputs(self) -> int:
-        """Decoder outputs per pixel, or per symbol of a sequence."""
-        if self.mixtures:
-            return mixture_channels(self.mixtures, self.channels)
-        return self.channels * (1 if self.num_values == 2 else self.num_values)
 
     @property
     def _grid(self) -> tuple[int, ...]:
@@ -112,7 +84,7 @@ class VAE(LatentModel):
         self.decoder = [ResidualBlock(*block) for _ in range(levels * self.depth)]
         self.ups = [nn.Dense(4 * self.width, **dense) for _ in range(levels - 1)]
         pixels = 1 if self.halvings is not None else self.num_dims // self.channels
-        self.head = nn.Dense(pixels * self._outputs)  # float32, as the likelihood
+        self.head = nn.Dense(pixels * self.pixel_params)  # float32, as the likelihood
 
     def infer(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
@@ -148,47 +120,7 @@ class VAE(LatentModel):
             if level < len(self.ups):
                 h = depth_to_space(self.ups[level](h))
         params = self.head(nn.silu(h).astype(jnp.float32))
-        if len(self.shape) == 3:
-            return params.reshape(-1, *self.shape[:2], self._outputs)
-        return params.reshape(-1, *self.shape, self._outputs)
-
-    def log_px_z(self, params: jax.Array, x: jax.Array) -> jax.Array:
-        """Log p(x|z), [B]."""
-        x = x if len(self.shape) == 3 else x[..., None]
-        if self.mixtures:
-            log_px = discretized_logistic_mixture_log_prob(params, x, self.num_values)
-        elif self.num_values == 2:
-            log_px = bernoulli_log_prob(params, x)
-        else:
-            logits = params.reshape(*x.shape, self.num_values)
-            log_px = categorical_log_prob(logits, x)
-        return sum_dims(log_px)
-
-    def symbol_logits(self, params: jax.Array, x: jax.Array, channel: int) -> jax.Array:
-        """Log-probabilities [B, pixels, K] of one channel given those before it."""
-        params = params.reshape(params.shape[0], -1, params.shape[-1])
-        if self.mixtures:
-            x = x.reshape(x.shape[0], -1, self.channels)
-            return discretized_logistic_mixture_logits(
-                params, x, channel, self.num_values
-            )
-        if self.num_values == 2:
-            logit = params[..., channel]
-            return jnp.stack([jnp.zeros_like(logit), logit], axis=-1)
-        return params.reshape(*params.shape[:2], -1, self.num_values)[:, :, channel]
-
-    def sample_x(self, key: jax.Array, params: jax.Array) -> jax.Array:
-        """Draws x ~ p(x|z): int32 [B, *shape]."""
-        if self.mixtures:
-            x = discretized_logistic_mixture_sample(
-                key, params, self.channels, self.num_values
-            )
-        elif self.num_values == 2:
-            x = jax.random.bernoulli(key, nn.sigmoid(params))
-        else:
-            logits = params.reshape(*params.shape[:-1], -1, self.num_values)
-            x = jax.random.categorical(key, logits)
-        return x.reshape(-1, *self.shape).astype(jnp.int32)
+        return self.per_pixel(params)
 
 
 Model = VAE
