@@ -24,7 +24,7 @@ def tiny(**changes):
 
 
 def expected_loss(num_timesteps, points):
-    """Mean diffusion loss of one x over a grid of t and 256 eps of which all t share."""
+    """Mean diffusion loss of one x over a grid of t and 256 eps that all t share."""
     model, params = tiny(num_timesteps=num_timesteps)
     x = jnp.asarray([[0, 3, 1]])
     eps = jax.random.normal(jax.random.key(0), (256, 3))
@@ -34,7 +34,9 @@ def expected_loss(num_timesteps, points):
     def at(t):
         c = jnp.zeros((1, model.width))
         t = jnp.full((256,), t)
-        loss = model.apply({"params": params}, v, t, eps, c, method="diffusion_loss")
+        loss = model.apply(
+            {"params": params}, v, t, eps, c, False, method="diffusion_loss"
+        )
         return loss.mean()
 
     grid = (jnp.arange(points) + 0.5) / points
@@ -58,7 +60,9 @@ def test_mean_bound_is_the_quadrature(num_eval_times):
     loss = np.asarray(terms["diffusion"], np.float64)
     error = loss.std() / math.sqrt(len(loss))
     # The grid shares 256 eps, of a relative error of about 1/sqrt(3 * 256).
-    assert abs(loss.mean() + expected_loss(0, 2000)) < 4 * error + 0.1 * abs(loss.mean())
+    assert abs(loss.mean() + expected_loss(0, 2000)) < 4 * error + 0.1 * abs(
+        loss.mean()
+    )
     np.testing.assert_allclose(value, sum(terms.values()), rtol=1e-5)
 
 
@@ -67,7 +71,9 @@ def test_reconstruction_is_a_pmf_in_proportion_to_normals():
     z_0 = 0.7 * jax.random.normal(jax.random.key(0), (5, 3))
     logits = model.apply({"params": params}, z_0, method="symbol_logits")
     values = jnp.arange(4)
-    log_px = categorical_log_prob(logits[..., None, :], values)  # [5, 3, K]
+    every = jnp.broadcast_to(values, (5, 3, 4))
+    repeated = jnp.repeat(logits[..., None, :], 4, axis=-2)
+    log_px = categorical_log_prob(repeated, every)  # [5, 3, K]
     np.testing.assert_allclose(jnp.exp(log_px).sum(-1), 1, rtol=1e-5)
     gamma = params["schedule"]["start"]
     mean = scale(values, 4) * jnp.sqrt(jax.nn.sigmoid(-gamma))

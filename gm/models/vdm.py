@@ -56,15 +56,13 @@ class ResNetBlock(nn.Module):
 
         if skip is not None:
             h = jnp.concatenate([h, skip], axis=-1)
-        zeros = nn.initializers.zeros
+        zeros = dict(kernel_init=nn.initializers.zeros)
         branch = layer(self.width)(nn.silu(_norm(h, self.kernel_size)(h)))
-        shift = nn.Dense(
-            self.width, use_bias=False, kernel_init=zeros, dtype=self.dtype
-        )
-        branch = branch + shift(cond)[:, None, None]
+        shift = nn.Dense(self.width, use_bias=False, dtype=self.dtype, **zeros)(cond)
+        branch = branch + shift[:, None, None]
         branch = nn.silu(_norm(branch, self.kernel_size)(branch))
         branch = nn.Dropout(self.dropout_rate, deterministic=not self.train)(branch)
-        branch = layer(self.width, kernel_init=zeros)(branch)
+        branch = layer(self.width, **zeros)(branch)
         if skip is not None:
             h = nn.Dense(self.width, dtype=self.dtype, name="shortcut")(h)
         h = h + branch
@@ -109,47 +107,29 @@ class NoisePredictor(nn.Module):
     def __call__(
         self, z: jax.Array, t: jax.Array, cond: jax.Array, train: bool = False
     ) -> jax.Array:
-        """Predicts the noise eps.
-
-        Args:
-          z: [B, H, W, C] or [B, L] float32.
-          t: [B], the noise level from 0 to 1.
-          cond: [B or 1, width].
-          train: whether to drop units.
-
-        Returns:
-          float32, of the shape of z.
-        """
-        image = z.ndim == 4
-        kernel_size = 3 if image else 1
-        pixels = z if image else z[:, None, None]
+        """Z [B, H, W, C] or [B, L], t in [0, 1] [B], cond [B or 1, width] -> its eps."""
+        kernel_size, pixels = (3, z) if z.ndim == 4 else (1, z[:, None, None])
         c = sinusoids(1000 * t, self.width) + cond
         c = nn.silu(nn.Dense(4 * self.width, dtype=self.dtype)(c))
         c = nn.silu(nn.Dense(4 * self.width, dtype=self.dtype)(c))
-
         block = (self.width, kernel_size, self.dropout_rate, train, self.dtype)
-
-        def loop(count, name):
-            cls = (
-                nn.remat(ResNetBlock, prevent_cse=False) if self.remat else ResNetBlock
-            )
-            return nn.scan(
-                cls,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),
-                length=count,
-            )(*block, name=name)
-
+        cls = nn.remat(ResNetBlock, prevent_cse=False) if self.remat else ResNetBlock
+        blocks = nn.scan(  # equal ones in a loop, which compiles as fast as one
+            cls,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=self.depth + 1,
+        )
         h = jnp.concatenate([pixels, value_waves(pixels, self.num_values)], axis=-1)
         stem = Conv(self.width, kernel_size, dtype=self.dtype, name="stem")(h)
         # The last of these blocks is the first in the middle; nothing skips from it.
-        h, features = loop(self.depth + 1, "down")(stem, None, c)  # [depth + 1, B, ...]
+        h, features = blocks(*block, name="down")(stem, None, c)  # [depth + 1, B, ...]
         if h.shape[1] * h.shape[2] > 1:
             h = PixelAttention(self.dtype, name="attention")(h)
         h, _ = ResNetBlock(*block, name="middle")(h, None, c)
         skips = jnp.concatenate([stem[None], features[:-1]])[::-1]
-        h, _ = loop(self.depth + 1, "up")(h, skips, c)
+        h, _ = blocks(*block, name="up")(h, skips, c)
         h = nn.silu(_norm(h, kernel_size)(h)).astype(jnp.float32)
         zeros = nn.initializers.zeros
         out = Conv(pixels.shape[-1], kernel_size, kernel_init=zeros, name="head")(h)
@@ -165,21 +145,11 @@ def sinusoids(t: jax.Array, width: int) -> jax.Array:
 
 
 def value_waves(z: jax.Array, num_values: int) -> jax.Array:
-    """Waves over z of periods of one and two values: [..., C] -> [..., 4 C].
-
-    They tell the fine differences between values that the last bits hang on (their
-    appendix C).
-    """
-    low, step = _grid(num_values)
-    v = (z - low) / step  # the integer, where there is no noise
+    """Waves of periods of one and two values (appendix C): [..., C] -> [..., 4 C]."""
+    low, second = scale(jnp.arange(2), num_values)
+    v = (z - low) / (second - low)  # the integer, where there is no noise
     angles = math.pi * jnp.concatenate([v, 2 * v], axis=-1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def _grid(num_values):
-    """The first scaled value, and the distance to the next."""
-    low, second = scale(jnp.arange(2), num_values)
-    return low, second - low
 
 
 class NoiseSchedule(nn.Module):
@@ -199,10 +169,10 @@ class NoiseSchedule(nn.Module):
         span = nn.softplus(self.param("span", constant(raw), ()))
         if not self.units:
             return start + span * t
-        normal = nn.initializers.normal()
-        slope = self.param("slope", normal, (self.units,))
-        offset = self.param("offset", normal, (self.units,))
-        weight = self.param("weight", normal, (self.units,))
+        normal, size = nn.initializers.normal(), (self.units,)
+        slope, offset, weight = (
+            self.param(name, normal, size) for name in ("slope", "offset", "weight")
+        )
 
         def rise(t):  # t + l3(sigmoid(l2(t))) of appendix H, with weights above 0
             waves = nn.sigmoid(jnp.abs(slope) * (2 * t[..., None] - 1) + offset)
@@ -238,24 +208,17 @@ class VDM(LikelihoodModel):
                 f"{self.gamma_low:.3g} here"
             )
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
-        self.schedule = NoiseSchedule(
-            self.gamma_low, self.gamma_max, self.schedule_units
-        )
-        self.network = NoisePredictor(
-            self.width,
-            self.depth,
-            self.num_values,
-            self.dropout_rate,
-            self.remat,
-            self.dtype,
-        )
+        ends = (self.gamma_low, self.gamma_max)
+        self.schedule = NoiseSchedule(*ends, self.schedule_units)
+        sizes = (self.width, self.depth, self.num_values)
+        rest = (self.dropout_rate, self.remat, self.dtype)
+        self.network = NoisePredictor(*sizes, *rest)
 
     @property
     def gamma_low(self) -> float:
-        """Initial gamma(0): by default 2 log sigma where values lie 6 sigma apart."""
-        if self.gamma_min is not None:
-            return self.gamma_min
-        return -2 * math.log(3 * max(self.num_values - 1, 1))
+        """Initial gamma(0), by default 2 log sigma where values lie 6 sigma apart."""
+        default = -2 * math.log(3 * max(self.num_values - 1, 1))
+        return default if self.gamma_min is None else self.gamma_min
 
     def predict_noise(
         self, z: jax.Array, gamma: jax.Array, cond: jax.Array, *, train: bool = False
@@ -266,36 +229,27 @@ class VDM(LikelihoodModel):
         return self.network(z.reshape(shape), t, cond, train=train).reshape(z.shape)
 
     def symbol_logits(self, z_0: jax.Array) -> jax.Array:
-        """Log p(x_d | z_0) up to a constant: z_0 [B, D] -> [B, D, K].
-
-        Proportional to N(z_0; alpha_0 v, sigma_0^2), where sigma_0^2 / alpha_0^2 =
-        exp(gamma(0)).
-        """
+        """Log p(x_d | z_0) up to a constant: z_0 [B, D] -> [B, D, K]."""
+        # In proportion to N(z_0; alpha_0 v, sigma_0^2); exp(gamma) = sigma^2 / alpha^2.
         gamma = self.schedule(jnp.zeros(()))
         v = scale(jnp.arange(self.num_values), self.num_values)
         distance = z_0[..., None] / _alpha(gamma) - v
         return -0.5 * jnp.exp(-gamma) * distance**2
 
     def _times(self, key, batch_size, train):
-        """Times of `num` draws for each example, [num, B], each uniform on [0, 1).
+        """Times [draws, B], each uniform on [0, 1).
 
-        The draws of an example are spread evenly; in training, those of a batch are
-        (their appendix I.1). Other than there no example sees another's time.
+        The draws of an example are spread evenly; in training, which has one, those of a
+        batch are (their appendix I.1). They never hang on the data of others.
         """
-        num = 1 if train else self.num_eval_times
-        count = batch_size if train else num
-        u = jax.random.uniform(key, () if train else (batch_size,))
-        even = jnp.arange(count) / count
-        return (u + (even[None] if train else even[:, None])) % 1.0
+        if train:
+            u, count = jax.random.uniform(key), batch_size
+            return (u + jnp.arange(count)[None] / count) % 1.0
+        u, count = jax.random.uniform(key, (batch_size,)), self.num_eval_times
+        return (u + jnp.arange(count)[:, None] / count) % 1.0
 
     def diffusion_loss(
-        self,
-        v: jax.Array,
-        t: jax.Array,
-        eps: jax.Array,
-        cond: jax.Array,
-        *,
-        train: bool = False,
+        self, v: jax.Array, t: jax.Array, eps: jax.Array, cond: jax.Array, train: bool
     ) -> jax.Array:
         """One draw of the diffusion loss: v, eps [B, D], t [B] -> nats [B]."""
         if not self.num_timesteps:
@@ -318,33 +272,23 @@ class VDM(LikelihoodModel):
         """An unbiased estimate of a bound on log P(x), [B], and its three terms."""
         batch = x.shape[0]
         key_t, key_0, key_eps = jax.random.split(self.make_rng("sample"), 3)
-        t = self._times(key_t, batch, train)  # [num, B]
-        num = t.shape[0]
         x = x.reshape(batch, self.num_dims)
-        v = scale(x, self.num_values)
-        shape = (num * batch, self.num_dims)
-
-        def repeated(a):  # the draws of an example are examples of the network
-            return jnp.tile(a, (num, 1)) if a.shape[0] == batch else a
-
+        v, c = scale(x, self.num_values), self.embed(cond)
         gamma_0, gamma_1 = self.schedule(jnp.zeros(())), self.schedule(jnp.ones(()))
-        noise = _sigma(gamma_0) * jax.random.normal(key_0, shape)
-        z_0 = _alpha(gamma_0) * repeated(v) + noise
-        log_px_z = categorical_log_prob(self.symbol_logits(z_0), repeated(x))
-        # log sigma_1^2 = log sigmoid(gamma(1)).
-        log_std = 0.5 * nn.log_sigmoid(gamma_1)
-        kl = sum_dims(normal_kl(_alpha(gamma_1) * v, log_std))
-        eps = jax.random.normal(key_eps, shape)
-        c = repeated(self.embed(cond))
-        loss = self.diffusion_loss(repeated(v), t.ravel(), eps, c, train=train)
-
-        def mean(a):
-            return a.reshape(num, batch).mean(0)
-
+        z_0 = _alpha(gamma_0) * v + _sigma(gamma_0) * jax.random.normal(key_0, v.shape)
+        log_px_z = categorical_log_prob(self.symbol_logits(z_0), x)
+        log_std = 0.5 * nn.log_sigmoid(gamma_1)  # of z_1
+        kl = normal_kl(_alpha(gamma_1) * v, log_std)
+        # The draws of an example are examples of the network.
+        t = self._times(key_t, batch, train)  # [draws, B]
+        v = jnp.tile(v, (len(t), 1))
+        c = c if self.cond is None else jnp.tile(c, (len(t), 1))
+        eps = jax.random.normal(key_eps, v.shape)
+        loss = self.diffusion_loss(v, t.ravel(), eps, c, train)
         terms = {
-            "reconstruction": mean(sum_dims(log_px_z)),
-            "minus_kl": -kl,
-            "diffusion": -mean(loss),
+            "reconstruction": sum_dims(log_px_z),
+            "minus_kl": -sum_dims(kl),
+            "diffusion": -loss.reshape(t.shape).mean(0),
         }
         return sum(terms.values(), jnp.zeros((batch,))), terms
 
@@ -357,9 +301,8 @@ class VDM(LikelihoodModel):
     ) -> jax.Array:
         """Ancestral sampling (their appendix A.4), then x ~ p(x|z_0).
 
-        With `num_timesteps` this is the model whose bound `log_prob` gives; in
-        continuous time `num_sample_steps` steps approximate it. The temperature
-        multiplies the standard deviation of all noise.
+        With `num_timesteps` this is exactly the model that the bound is on; in continuous
+        time it is approximate. The temperature multiplies the noise.
         """
         key = self.make_rng("sample")
         steps = self.num_timesteps or self.num_sample_steps
