@@ -33,8 +33,8 @@ def enumerated(subject: Subject, *, again: bool = False) -> np.ndarray:
     """What log_prob says of every state: float64 [calls, repeats, C, S].
 
     One call and repeat where it is exact. Else draws, until the standard error of every
-    sum of probabilities is below TARGET; draws of one call share a key. `again`: other
-    draws, and MAX_CALLS of them.
+    sum that `normalisation` looks at is below TARGET; draws of one call share a key.
+    `again`: other draws, and MAX_CALLS of them.
     """
     x, cond, count = _grid(subject)
     repeats = 1
@@ -53,7 +53,8 @@ def enumerated(subject: Subject, *, again: bool = False) -> np.ndarray:
         drawn = np.stack(calls)
         if subject.estimate is Estimate.EXACT:
             return drawn
-        precise = not again and sums(drawn)[1].max() < TARGET
+        errors = (bound_sums if subject.estimate is Estimate.ELBO else sums)(drawn)[1]
+        precise = not again and errors.max() < TARGET
         if len(calls) >= MAX_CALLS or precise:
             return drawn
 
@@ -64,6 +65,14 @@ def sums(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(totals) == 1:
         return totals[0], np.zeros(totals.shape[1])
     return totals.mean(0), totals.std(0, ddof=1) / math.sqrt(len(totals))
+
+
+def bound_sums(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum over the states of exp(mean bound), and its standard error: [C]."""
+    flat = drawn.mean(1)  # [calls, C, S]
+    bound = np.exp(flat.mean(0))
+    noise = flat.std(0, ddof=1) / math.sqrt(len(flat))
+    return bound.sum(-1), np.sqrt(((bound * noise) ** 2).sum(-1))
 
 
 def _estimates(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,12 +112,9 @@ def normalisation(subject: Subject) -> Iterator[Measured]:
             z = abs(total[c] - 1) / max(error[c], 1e-6)
             yield Measured(f"{what} +- {error[c]:.4f}, standard errors off", z, 4)
         else:
-            bound = np.exp(drawn.mean((0, 1))[c])
-            flat = drawn[:, :, c].mean(1)
-            noise = flat.std(0, ddof=1) / math.sqrt(len(flat))
-            error_c = float(np.sqrt(((bound * noise) ** 2).sum()))
-            what = f"exp of {states} bounds{where} sums to {bound.sum():.4f}, limit 1"
-            yield Measured(f"{what}, above by", bound.sum() - 1, 4 * error_c + 1e-4)
+            bound, noise = (float(v[c]) for v in bound_sums(drawn))
+            what = f"exp of {states} bounds{where} sums to {bound:.4f}, limit 1"
+            yield Measured(f"{what}, above by", bound - 1, 4 * noise + 1e-4)
 
 
 @functools.lru_cache(maxsize=32)
