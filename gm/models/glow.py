@@ -246,4 +246,4 @@ class Glow(MultiScaleFlow):
 
 
 Model = Glow
-TINY = dict(width=8, depth=2, num_scales=2)
+TINY = dict(width=8, depth=1, num_scales=2)
