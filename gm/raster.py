@@ -99,9 +99,13 @@ class PixelModel(AutoregressiveModel):
         return None if self.cond is None else embedding
 
     def inputs(self, x: jax.Array) -> jax.Array:
-        """Pixels, integers [..., C] -> what the network sees of them, [..., F]."""
+        """Pixels, integers [..., C] -> what the network sees of them, [..., F].
+
+        Outside the image it sees zeros: a constant 1 tells those from a value of 0.
+        """
         features = symbol_features(x, self.num_values, self.one_hot)
-        return features.reshape(*x.shape[:-1], -1)
+        features = features.reshape(*x.shape[:-1], -1)
+        return jnp.concatenate([features, jnp.ones_like(features[..., :1])], axis=-1)
 
     def make_head(self, **options: Any) -> PixelHead:
         """The head for this model's symbols."""

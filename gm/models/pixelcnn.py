@@ -30,7 +30,7 @@ from gm.errors import InputError
 from gm.nn import reach
 from gm.nn.causal import CausalConv
 from gm.nn.reach import ABOVE, LEFT
-from gm.nn.symbols import num_features
+from gm.nn.symbols import num_features, symbol_features
 from gm.nn.views import View
 from gm.raster import PixelModel
 
@@ -192,10 +192,11 @@ class PixelCNN(PixelModel):
         self.head = self.make_head(hidden=self.head_width)
 
     def inputs(self, x: jax.Array) -> jax.Array:
-        """In [0, 1], so that black is what lies outside the image."""
-        features = super().inputs(x)
-        single = num_features(self.num_values, self.one_hot) == 1
-        return (features + 1) / 2 if single else features
+        """In [0, 1], so that black is what lies outside the image: [..., C] -> [..., F]."""
+        features = symbol_features(x, self.num_values, self.one_hot)
+        if num_features(self.num_values, self.one_hot) == 1:
+            features = (features + 1) / 2
+        return features.reshape(*x.shape[:-1], -1)
 
     def rows(self, view: View, x: jax.Array, cond: Any, train: bool) -> Any:
         """Links of all layers and the end of the stack; with one stack its first layer."""

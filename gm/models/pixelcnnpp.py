@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm.nn import reach
-from gm.nn.causal import CausalConv, GatedResnet, UpConv
+from gm.nn.causal import CausalConv, FirstLayer, GatedResnet, UpConv
 from gm.nn.convolution import num_halvings
 from gm.nn.reach import ABOVE, LEFT
 from gm.nn.views import View
@@ -81,7 +81,7 @@ class Stream(nn.Module):
     def __call__(
         self, view: View, h: jax.Array, beside: Any, cond: Any, train: bool
     ) -> list[jax.Array]:
-        """H [B, h, w, width] -> what each block gives; `beside`: what each hears, or None."""
+        """H [B, h, w, width] -> what each block gives; `beside`: what each hears."""
         views = [view]
         for _ in range(self.num_scales - 1):
             views.append(views[-1].halved())
@@ -132,7 +132,6 @@ class PixelCNNPP(PixelModel):
 
     def setup(self) -> None:
         """First layers, streams, head."""
-        first = dict(weight_norm=True, dtype=self.dtype)
         stream = dict(
             width=self.width,
             num_scales=self.scales,
@@ -140,34 +139,26 @@ class PixelCNNPP(PixelModel):
             dropout_rate=self.dropout_rate,
             dtype=self.dtype,
         )
+        normed = dict(weight_norm=True, dtype=self.dtype)
         if self.has_rows:
-            self.first_u = CausalConv(self.width, (2, 3), 1, **first)
-            self.first_above = CausalConv(self.width, (1, 3), 1, **first)
+            self.first_u = CausalConv(self.width, (2, 3), 1, **normed)
             self.u = Stream(**U, **stream)
-        self.first_left = CausalConv(self.width, (2, 1), **first)
+        self.first_ul = FirstLayer(self.width, self.dtype)
         self.ul = Stream(**UL, **stream)
         self.embed = self.make_embed(self.width)
         self.head = self.make_head(weight_norm=True)
 
-    def inputs(self, x: jax.Array) -> jax.Array:
-        """With a constant 1, which tells a value of 0 from the outside of the image."""
-        features = super().inputs(x)
-        return jnp.concatenate([features, jnp.ones_like(features[..., :1])], axis=-1)
-
     def rows(self, view: View, x: jax.Array, cond: Any, train: bool) -> Any:
         """The first features of ul that come from above, and the blocks of u."""
         u = view.after_first(self.first_u(view, x), "row")
-        above = view.after_first(self.first_above(view, x), "row")
-        return above, self.u(view, u, None, cond, train)
+        return self.first_ul.rows(view, x), self.u(view, u, None, cond, train)
 
     def pixels(
         self, view: View, x: jax.Array, above: Any, cond: Any, train: bool
     ) -> jax.Array:
         """The end of ul, after ELU."""
-        h, beside = view.after_first(self.first_left(view, x), "column"), None
-        if above is not None:
-            first, beside = above
-            h = h + view.pick(first)
+        first, beside = above or (None, None)
+        h = self.first_ul.pixels(view, x, first)
         return nn.elu(self.ul(view, h, beside, cond, train)[-1])
 
     @property

@@ -95,11 +95,37 @@ class GatedResnet(nn.Module):
             )(view, concat_elu(beside))
         h = nn.Dropout(self.dropout_rate, deterministic=not train)(concat_elu(h))
         # Blocks start near the identity.
-        h = CausalConv(
-            2 * width, self.kernel_size, gain=0.1, name="second", **layer
-        )(view, h)
+        h = CausalConv(2 * width, self.kernel_size, gain=0.1, name="second", **layer)(
+            view, h
+        )
         if cond is not None:
             shift = nn.Dense(2 * width, use_bias=False, dtype=self.dtype)(cond)
             h = h + shift[:, None, None]
         a, b = jnp.split(h, 2, axis=-1)
         return x + a * nn.sigmoid(b)
+
+
+class FirstLayer(nn.Module):
+    """The first features of a stream that sees the rows above and the row to the left.
+
+    The pixels around in the row above, and the two in the column to the left (Salimans et
+    al. 2017); zero where that lies outside the image.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    def setup(self) -> None:
+        """Two convolutions."""
+        normed = dict(weight_norm=True, dtype=self.dtype)
+        self.above = CausalConv(self.width, (1, 3), 1, **normed)
+        self.left = CausalConv(self.width, (2, 1), **normed)
+
+    def rows(self, view: View, x: jax.Array) -> jax.Array:
+        """X [B, h, w, F], the pixel above each -> [B, h, w, width]."""
+        return view.after_first(self.above(view, x), "row")
+
+    def pixels(self, view: View, x: jax.Array, above: jax.Array | None) -> jax.Array:
+        """X [B, h, w, F], the pixel to the left of each -> [B, h, w, width]."""
+        h = view.after_first(self.left(view, x), "column")
+        return h if above is None else h + view.pick(above)

@@ -8,6 +8,7 @@ import numpy as np
 # Kernels that move what is seen down by a row and right by a column.
 ABOVE, LEFT = np.array([[1], [0]]), np.array([[1, 0]])
 
+
 def image(height: int, width: int) -> np.ndarray:
     """Each pixel sees itself: [H, W, H W]."""
     return np.eye(height * width, dtype=bool).reshape(height, width, -1)

@@ -66,6 +66,10 @@ class View:
         """What the network of rows gives, for the network of pixels."""
         raise NotImplementedError
 
+    def at(self, table: jax.Array) -> jax.Array:
+        """What a table [H, W, F] says of each pixel: [1, h, w, F]."""
+        raise NotImplementedError
+
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Each pixel attends to itself and those before: [B, h, w, heads, d]."""
         raise NotImplementedError
@@ -130,6 +134,10 @@ class Whole(View):
     def pick(self, x: jax.Array) -> jax.Array:
         """All of it."""
         return x
+
+    def at(self, table: jax.Array) -> jax.Array:
+        """All of it."""
+        return table[None]
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """With a triangular mask."""
@@ -230,6 +238,10 @@ class Pixel(_Cached):
     def pick(self, x: jax.Array) -> jax.Array:
         """The pixel of a row at its scale."""
         return jax.lax.dynamic_slice_in_dim(x, self.column, 1, axis=2)
+
+    def at(self, table: jax.Array) -> jax.Array:
+        """The pixel's entry."""
+        return table[self.row, self.column][None, None, None]
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """With keys and values of the pixels before, [B, heads, H W, d]."""

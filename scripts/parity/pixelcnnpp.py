@@ -1,6 +1,8 @@
 """PixelCNN++ against the PyTorch port of its authors' code."""
 
 import contextlib
+import sys
+import types
 import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +81,10 @@ def _row(reference, losses, channels, side, width, resnets):
     head, order = _conv(theirs.nin_out), _outputs(channels)
     params = {
         "first_u": _conv(theirs.u_init),
-        "first_above": _conv(theirs.ul_init[0]),
-        "first_left": _conv(theirs.ul_init[1]),
+        "first_ul": {
+            "above": _conv(theirs.ul_init[0]),
+            "left": _conv(theirs.ul_init[1]),
+        },
         "u": _stream(theirs, "u"),
         "ul": _stream(theirs, "ul"),
         "head": {"out": {k: v[..., order] for k, v in head.items()}},
@@ -97,7 +101,9 @@ def _row(reference, losses, channels, side, width, resnets):
     here = unittest.mock.patch.object(torch.Tensor, "cuda", lambda self: self)
     with torch.no_grad(), here, contextlib.redirect_stdout(None):
         out = theirs(pixels)
-        nats = [-float(loss(p[None], o[None])) for p, o in zip(pixels, out, strict=True)]
+        nats = [
+            -float(loss(p[None], o[None])) for p, o in zip(pixels, out, strict=True)
+        ]
     return Row(
         "pixelcnnpp",
         f"{side}x{side}x{channels}, {resnets} block per scale, width {width}",
@@ -115,7 +121,11 @@ def _row(reference, losses, channels, side, width, resnets):
 
 def compare(checkout: Path) -> Iterator[Row]:
     """Grey 28 x 28 at the port's small size, and colour 32 x 32."""
+    # A line of Python 2, in what is not compared, keeps the module from being read.
+    source = (checkout / "utils.py").read_text().replace("print e\n", "print(e)\n")
+    losses = types.ModuleType("utils")
+    exec(compile(source, "utils.py", "exec"), losses.__dict__)
+    sys.modules["utils"] = losses
     reference = import_from(checkout, "model")
-    losses = import_from(checkout, "utils")
     yield _row(reference, losses, channels=1, side=28, width=40, resnets=1)
     yield _row(reference, losses, channels=3, side=32, width=20, resnets=1)
