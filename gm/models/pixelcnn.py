@@ -14,12 +14,13 @@ right of the pixel, growing by one column a row, which no depth fills (2016b, fi
 
 Deviations from the paper: masks of channels are replaced by a head in which the hidden
 layer of a colour channel sees the channels before it, which depends on as much; beyond
-32 values the head is a mixture of logistics (Salimans et al. 2017). With gates the head
-reads skip connections, and also what the last layer would hand on to a next one, so that
-no weight is idle. The condition enters the horizontal stack alone.
+32 values the head is a mixture of logistics (Salimans et al. 2017). The vertical stack has
+1 x 1 convolutions of its features beside the k x k ones. With gates the head reads skip
+connections, and also what the last layer would hand on to a next one, so that no weight is
+idle. The condition enters the horizontal stack alone.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -63,9 +64,12 @@ class VerticalLayer(nn.Module):
         wide = view.after_first(wide, "row")  # nothing is above the first row
         tall = layer(2 * self.width, (k // 2 + 1, 1), 0, "tall")(view, wide)
         link = layer(2 * self.width, (1, 1), 0, "link")(view, tall)
-        # The stack's own row r is known at row r + 1: hence the delay.
         own = layer(2 * self.width, (1, 1), 0, "own")(view, v)
-        return _gate(view.delay(tall) + own), link
+        return _gate(self.handed_on(view, tall) + own), link
+
+    def handed_on(self, view: View, tall: jax.Array) -> jax.Array:
+        """What the next layer of the stack gets of the rows' convolution: all of it."""
+        return tall
 
 
 class HorizontalLayer(nn.Module):
@@ -163,6 +167,8 @@ class PixelCNN(PixelModel):
     head_width: int = 32
     dropout_rate: float = 0.0
 
+    vertical_layer: ClassVar[type[VerticalLayer]] = VerticalLayer
+
     def setup(self) -> None:
         """The first layer, the others, the head."""
         for name in ("kernel_size", "first_kernel_size"):
@@ -173,7 +179,7 @@ class PixelCNN(PixelModel):
         self.embed = self.make_embed(self.width)
         if self.gated:
             self.vertical = [
-                VerticalLayer(self.width, k, self.dtype)
+                self.vertical_layer(self.width, k, self.dtype)
                 for k in (sizes if self.has_rows else ())
             ]
             self.horizontal = [
@@ -246,7 +252,7 @@ class PixelCNN(PixelModel):
             return reach.symbols(h, channels)
         for k in sizes:
             link = reach.conv(v, np.ones((k // 2 + 1, k)), k // 2)
-            v = reach.conv(link, ABOVE) | v
+            v = v | link
             h = reach.conv(h, np.ones((1, k // 2 + 1))) | link
         return reach.symbols(h | v, channels)
 

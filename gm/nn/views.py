@@ -54,10 +54,6 @@ class View:
         """The view of the scale of half the resolution."""
         raise NotImplementedError
 
-    def delay(self, x: jax.Array) -> jax.Array:
-        """Row r becomes row r - 1; the first is zero. Not for `Pixel`."""
-        raise NotImplementedError
-
     def after_first(self, x: jax.Array, axis: str) -> jax.Array:
         """Zero in the first row or column."""
         raise NotImplementedError
@@ -122,7 +118,7 @@ class Whole(View):
         return self
 
     def delay(self, x: jax.Array) -> jax.Array:
-        """Shifts down."""
+        """Row r becomes row r - 1; the first is zero."""
         return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
 
     def after_first(self, x: jax.Array, axis: str) -> jax.Array:
@@ -209,11 +205,6 @@ class Row(_Cached):
         kernel = _up_kernel(kernel, right)[self.row % 2]  # [2, J, O]
         out = jnp.einsum("bhwi,pio->bhwpo", _with_right(x, right), kernel)
         return out.reshape(x.shape[0], 1, -1, kernel.shape[-1])
-
-    def delay(self, x: jax.Array) -> jax.Array:
-        """The row before, from a ring of two."""
-        ring = self._remember(x, 2, 0, 0)
-        return self._rows(ring, 2, 1)[:, :1]
 
 
 class Pixel(_Cached):
