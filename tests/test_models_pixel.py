@@ -53,16 +53,6 @@ def test_two_stacks_have_none():
     np.testing.assert_array_equal(seen, np.tri(81, k=-1, dtype=bool))
 
 
-def test_a_pixel_is_seen_far_to_its_left_a_row_below():
-    """Not so if each layer of the vertical stack hears of its own row a row late."""
-    model = build("pixelcnn", (3, 9, 1), depth=3)
-    params = init_params(model, jax.random.key(0))
-    x = jnp.zeros((2, 27), jnp.int32).at[1, 8].set(1)  # the first row's last pixel
-    out = model.apply({"params": params}, x, method="conditionals")
-    moved = jnp.abs(out[1] - out[0])[:, 0] > 0
-    np.testing.assert_array_equal(moved[9:], True)  # reaches the second row's first
-
-
 def test_shallow_network_says_how_far_it_sees():
     seen = build("pixelcnn", (1, 9, 1), depth=1, first_kernel_size=3).receptive_field
     # Two taps of the first layer, then two, of which one is the pixel's own features.
