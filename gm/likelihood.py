@@ -194,6 +194,40 @@ def discretized_logistic_mixture_log_prob(
     return jax.nn.logsumexp(log_px, axis=-1)
 
 
+def discretized_logistic_mixture_symbols(
+    params: jax.Array, x: jax.Array, num_values: int
+) -> jax.Array:
+    """P(x_c | x_<c) of each channel of a pixel, as mixtures of one channel.
+
+    The channels before it weigh the components, by the shared indicator m:
+    P(x_c | x_<c) = sum_m P(m | x_<c) P_m(x_c | x_<c).
+
+    Args:
+      params: [..., M (1 + 2C + C(C-1)/2)] network outputs.
+      x: [..., C] integers; the result for channel c does not depend on x_>=c.
+      num_values: K.
+
+    Returns:
+      float32 [..., C, 3M]: the params of `discretized_logistic_mixture_log_prob` for one
+      channel.
+    """
+    channels = x.shape[-1]
+    log_weight, mean, log_scale, coefficients = _split_mixture(params, channels)
+    v = scale(x, num_values)
+    symbols = []
+    for c in range(channels):
+        mean_c, log_scale_c = (
+            _condition_mean(mean, coefficients, v, c),
+            log_scale[..., c],
+        )
+        symbols.append(jnp.stack([log_weight, mean_c, log_scale_c], axis=-1))
+        log_weight += discretized_logistic_log_prob(
+            mean_c, log_scale_c, x[..., None, c], num_values
+        )
+    found = jnp.stack(symbols, axis=-3)  # [..., C, M, 3]
+    return found.reshape(*found.shape[:-2], -1)
+
+
 def discretized_logistic_mixture_logits(
     params: jax.Array, x: jax.Array, channel: int, num_values: int
 ) -> jax.Array:

@@ -16,28 +16,26 @@ def _conv(x, kernel, pads):
     )
 
 
-def _same_pads(kernel):
-    return [((k - 1) // 2, k // 2) for k in kernel.shape[:2]]
+Pads = tuple[tuple[int, int], tuple[int, int]]  # rows above, below; columns left, right
 
 
-@jax.custom_vjp
-def _canonical_conv(x, kernel):
-    """SAME convolution whose gradients are NHWC convolutions too.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _canonical_conv(x, kernel, pads):
+    """Convolution of stride 1 whose gradients are NHWC convolutions too.
 
     On CPU, XLA sends only convolutions of this layout inside a loop body to its fast
     path; the gradients that JAX derives are 25 times slower there (jax issue 12868).
     Reverse mode only.
     """
-    return _conv(x, kernel, _same_pads(kernel))
+    return _conv(x, kernel, pads)
 
 
-def _canonical_forward(x, kernel):
-    return _canonical_conv(x, kernel), (x, kernel)
+def _canonical_forward(x, kernel, pads):
+    return _canonical_conv(x, kernel, pads), (x, kernel)
 
 
-def _canonical_backward(residuals, g):
+def _canonical_backward(pads, residuals, g):
     x, kernel = residuals
-    pads = _same_pads(kernel)
     flipped = [
         (k - 1 - low, k - 1 - high)
         for k, (low, high) in zip(kernel.shape[:2], pads, strict=True)
@@ -50,6 +48,13 @@ def _canonical_backward(residuals, g):
 _canonical_conv.defvjp(_canonical_forward, _canonical_backward)
 
 
+def padded_conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+    """Convolution of stride 1, padded with zeros: [B, H, W, I], [h, w, I, O]."""
+    if jax.default_backend() == "cpu":
+        return _canonical_conv(x, kernel, pads)
+    return _conv(x, kernel, pads)
+
+
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """SAME convolution of stride 1: [B, H, W, I], [h, w, I, O] -> [B, H, W, O].
 
@@ -57,9 +62,8 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     if any(k % 2 == 0 for k in kernel.shape[:2]):
         raise ValueError(f"kernel of even size {kernel.shape[:2]}")
-    if jax.default_backend() == "cpu":
-        return _canonical_conv(x, kernel)
-    return _conv(x, kernel, _same_pads(kernel))
+    rows, columns = (k // 2 for k in kernel.shape[:2])
+    return padded_conv(x, kernel, ((rows, rows), (columns, columns)))
 
 
 class Conv(nn.Module):

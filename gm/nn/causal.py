@@ -1,0 +1,131 @@
+"""Layers of networks that read an image in raster order, against a view."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gm.nn.views import View
+
+
+class CausalConv(nn.Module):
+    """A convolution with bias whose window ends at the pixel; see `View.conv`.
+
+    weight_norm: the kernel is scale * v / |v|, one scale for each output (Salimans &
+    Kingma 2016). mask [h, w]: taps of the kernel that are zero.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    right: int = 0
+    stride: int = 1
+    weight_norm: bool = False
+    mask: tuple[tuple[int, ...], ...] | None = None
+    gain: float = 1.0  # of the initial kernel
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, view: View, x: jax.Array) -> jax.Array:
+        """[B, h, w, I] -> [B, h, w, features]."""
+        kernel = self._kernel((*self.kernel_size, x.shape[-1], self.features))
+        out = view.conv(x.astype(self.dtype), kernel, self.right, self.stride)
+        return out + self._bias()
+
+    def _kernel(self, shape):
+        init = nn.initializers.variance_scaling(self.gain**2, "fan_in", "normal")
+        kernel = self.param("kernel", init, shape)
+        if self.mask is not None:
+            kernel = kernel * np.asarray(self.mask, np.float32)[..., None, None]
+        if self.weight_norm:
+            norm = jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)) + 1e-12)
+            scale = self.param("scale", lambda _: norm)  # so the kernel starts as v
+            kernel = kernel * (scale / norm)
+        return kernel.astype(self.dtype)
+
+    def _bias(self):
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return bias.astype(self.dtype)
+
+
+class UpConv(CausalConv):
+    """Doubles the resolution: `View.up` with bias; kernel_size (2, 2 + right)."""
+
+    @nn.compact
+    def __call__(self, view: View, x: jax.Array) -> jax.Array:
+        """[B, h, w, I] -> [B, 2h, 2w, features]."""
+        kernel = self._kernel((*self.kernel_size, x.shape[-1], self.features))
+        return view.up(x.astype(self.dtype), kernel, self.right) + self._bias()
+
+
+def concat_elu(x: jax.Array) -> jax.Array:
+    """elu(x) and elu(-x): [..., I] -> [..., 2I]."""
+    return nn.elu(jnp.concatenate([x, -x], axis=-1))
+
+
+class GatedResnet(nn.Module):
+    """The residual block of PixelCNN++ (Salimans et al. 2017, appendix B).
+
+    x + a * sigmoid(b), where (a, b) comes of two convolutions of x, between which it hears
+    of other features (`beside`) and of the condition.
+    """
+
+    kernel_size: tuple[int, int]
+    right: int = 0
+    dropout_rate: float = 0.0
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self,
+        view: View,
+        x: jax.Array,
+        beside: jax.Array | None = None,
+        cond: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """X [B, h, w, I], beside [B, h, w, any], cond [B, width] -> [B, h, w, I]."""
+        width = x.shape[-1]
+        layer = dict(right=self.right, weight_norm=True, dtype=self.dtype)
+        h = CausalConv(width, self.kernel_size, name="first", **layer)(
+            view, concat_elu(x)
+        )
+        if beside is not None:
+            h = h + CausalConv(
+                width, (1, 1), weight_norm=True, dtype=self.dtype, name="beside"
+            )(view, concat_elu(beside))
+        h = nn.Dropout(self.dropout_rate, deterministic=not train)(concat_elu(h))
+        # Blocks start near the identity.
+        h = CausalConv(2 * width, self.kernel_size, gain=0.1, name="second", **layer)(
+            view, h
+        )
+        if cond is not None:
+            shift = nn.Dense(2 * width, use_bias=False, dtype=self.dtype)(cond)
+            h = h + shift[:, None, None]
+        a, b = jnp.split(h, 2, axis=-1)
+        return x + a * nn.sigmoid(b)
+
+
+class FirstLayer(nn.Module):
+    """The first features of a stream that sees the rows above and the row to the left.
+
+    The pixels around in the row above, and the two in the column to the left (Salimans et
+    al. 2017); zero where that lies outside the image.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    def setup(self) -> None:
+        """Two convolutions."""
+        normed = dict(weight_norm=True, dtype=self.dtype)
+        self.above = CausalConv(self.width, (1, 3), 1, **normed)
+        self.left = CausalConv(self.width, (2, 1), **normed)
+
+    def rows(self, view: View, x: jax.Array) -> jax.Array:
+        """X [B, h, w, F], the pixel above each -> [B, h, w, width]."""
+        return view.after_first(self.above(view, x), "row")
+
+    def pixels(self, view: View, x: jax.Array, above: jax.Array | None) -> jax.Array:
+        """X [B, h, w, F], the pixel to the left of each -> [B, h, w, width]."""
+        h = view.after_first(self.left(view, x), "column")
+        return h if above is None else h + view.pick(above)
