@@ -132,7 +132,7 @@ PRESETS = {
     "digits/pixelcnn": preset(
         NOT_RUN,
         dict(depth=3, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=500,
+        num_steps=1000,
         learning_rate=3e-3,
         valid_every=100,
         ema_decay=0.99,

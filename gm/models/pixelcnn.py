@@ -36,6 +36,7 @@ from gm.nn.views import View
 from gm.raster import PixelModel
 
 
+@jax.jit
 def _gate(h: jax.Array) -> jax.Array:
     """tanh(a) sigmoid(b) of the halves: [..., 2I] -> [..., I]."""
     a, b = jnp.split(h, 2, axis=-1)

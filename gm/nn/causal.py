@@ -8,6 +8,11 @@ import numpy as np
 from gm.nn.views import View
 
 
+@jax.jit
+def _norm(kernel):
+    return jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)) + 1e-12)
+
+
 class CausalConv(nn.Module):
     """A convolution with bias whose window ends at the pixel; see `View.conv`.
 
@@ -27,24 +32,26 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, view: View, x: jax.Array) -> jax.Array:
         """[B, h, w, I] -> [B, h, w, features]."""
-        kernel = self._kernel((*self.kernel_size, x.shape[-1], self.features))
-        out = view.conv(x.astype(self.dtype), kernel, self.right, self.stride)
-        return out + self._bias()
+        kernel = self._kernel(x.shape[-1])
+        x = x.astype(self.dtype)
+        return self._finish(view.conv(x, kernel, self.right, self.stride), kernel)
 
-    def _kernel(self, shape):
+    def _kernel(self, inputs):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_in", "normal")
+        shape = (*self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", init, shape)
         if self.mask is not None:
             kernel = kernel * np.asarray(self.mask, np.float32)[..., None, None]
-        if self.weight_norm:
-            norm = jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)) + 1e-12)
-            scale = self.param("scale", lambda _: norm)  # so the kernel starts as v
-            kernel = kernel * (scale / norm)
         return kernel.astype(self.dtype)
 
-    def _bias(self):
+    def _finish(self, out, kernel):
+        """Scale, which may as well be applied to what the convolution gives, and bias."""
+        if self.weight_norm:
+            norm = _norm(kernel.astype(jnp.float32))
+            scale = self.param("scale", lambda _: norm)  # so the kernel starts as v
+            out = out * (scale / norm).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return bias.astype(self.dtype)
+        return out + bias.astype(self.dtype)
 
 
 class UpConv(CausalConv):
@@ -53,13 +60,20 @@ class UpConv(CausalConv):
     @nn.compact
     def __call__(self, view: View, x: jax.Array) -> jax.Array:
         """[B, h, w, I] -> [B, 2h, 2w, features]."""
-        kernel = self._kernel((*self.kernel_size, x.shape[-1], self.features))
-        return view.up(x.astype(self.dtype), kernel, self.right) + self._bias()
+        kernel = self._kernel(x.shape[-1])
+        return self._finish(view.up(x.astype(self.dtype), kernel, self.right), kernel)
 
 
+@jax.jit
 def concat_elu(x: jax.Array) -> jax.Array:
     """elu(x) and elu(-x): [..., I] -> [..., 2I]."""
     return nn.elu(jnp.concatenate([x, -x], axis=-1))
+
+
+@jax.jit
+def _add_gated(x, h):
+    a, b = jnp.split(h, 2, axis=-1)
+    return x + a * nn.sigmoid(b)
 
 
 class GatedResnet(nn.Module):
@@ -101,8 +115,7 @@ class GatedResnet(nn.Module):
         if cond is not None:
             shift = nn.Dense(2 * width, use_bias=False, dtype=self.dtype)(cond)
             h = h + shift[:, None, None]
-        a, b = jnp.split(h, 2, axis=-1)
-        return x + a * nn.sigmoid(b)
+        return _add_gated(x, h)
 
 
 class FirstLayer(nn.Module):
