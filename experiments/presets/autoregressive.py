@@ -140,7 +140,7 @@ PRESETS = {
     "pocket_cube/pixelcnn": preset(
         NOT_RUN,
         dict(width=48, kernel_size=9, head_width=64),
-        num_steps=600,
+        num_steps=1500,
         learning_rate=3e-3,
         ema_decay=0.99,
     ),
@@ -158,7 +158,7 @@ PRESETS = {
     "digits/pixelcnnpp": preset(
         NOT_RUN,
         dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=300,
+        num_steps=600,
         learning_rate=3e-3,
         valid_every=100,
         ema_decay=0.99,
@@ -166,9 +166,9 @@ PRESETS = {
     "pocket_cube/pixelcnnpp": preset(
         NOT_RUN,
         dict(width=24, num_resnets=6, dropout_rate=0.0),
-        num_steps=300,
+        num_steps=1000,
         learning_rate=3e-3,
-        ema_decay=0.98,
+        ema_decay=0.99,
     ),
     "mnist/pixelcnnpp": preset(
         NOT_RUN,
@@ -193,7 +193,7 @@ PRESETS = {
     "digits/pixelsnail": preset(
         NOT_RUN,
         dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=300,
+        num_steps=800,
         learning_rate=3e-3,
         valid_every=100,
         ema_decay=0.99,
@@ -201,9 +201,9 @@ PRESETS = {
     "pocket_cube/pixelsnail": preset(
         NOT_RUN,
         dict(num_blocks=3, dropout_rate=0.0),
-        num_steps=300,
+        num_steps=1800,
         learning_rate=3e-3,
-        ema_decay=0.98,
+        ema_decay=0.99,
     ),
     # Chen et al. (2018): 2.85 bits/dim.
     "cifar10/pixelsnail": preset(
