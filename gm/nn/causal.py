@@ -1,5 +1,7 @@
 """Layers of networks that read an image in raster order, against a view."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -99,7 +101,9 @@ class GatedResnet(nn.Module):
     ) -> jax.Array:
         """X [B, h, w, I], beside [B, h, w, any], cond [B, width] -> [B, h, w, I]."""
         width = x.shape[-1]
-        layer = dict(right=self.right, weight_norm=True, dtype=self.dtype)
+        layer: dict[str, Any] = dict(
+            right=self.right, weight_norm=True, dtype=self.dtype
+        )
         h = CausalConv(width, self.kernel_size, name="first", **layer)(
             view, concat_elu(x)
         )
@@ -130,7 +134,7 @@ class FirstLayer(nn.Module):
 
     def setup(self) -> None:
         """Two convolutions."""
-        normed = dict(weight_norm=True, dtype=self.dtype)
+        normed: dict[str, Any] = dict(weight_norm=True, dtype=self.dtype)
         self.above = CausalConv(self.width, (1, 3), 1, **normed)
         self.left = CausalConv(self.width, (2, 1), **normed)
 
