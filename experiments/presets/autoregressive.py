@@ -130,7 +130,7 @@ PRESETS = {
         save_every=2000,
     ),
     "digits/pixelcnn": preset(
-        NOT_RUN,
+        "1.7792 ± 0.0131 bits/dim",
         dict(depth=3, one_hot=False, num_mixtures=5, dropout_rate=0.2),
         num_steps=1000,
         learning_rate=3e-3,
