@@ -165,7 +165,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     "pocket_cube/pixelcnnpp": preset(
-        NOT_RUN,
+        "40.579 ± 0.051 bits/object",
         dict(width=24, num_resnets=6, dropout_rate=0.0),
         num_steps=1000,
         learning_rate=3e-3,
