@@ -71,6 +71,30 @@ REFERENCES = (
         920_704,
         "nanoGPT, 784 tokens, 4 layers, width 128",
     ),
+    Reference(
+        "pixelcnn",
+        (28, 28, 1),
+        2,
+        dict(width=32, depth=5, head_width=32),
+        115_361,
+        "EugenHotaj/pytorch-generative, 5 gated layers of width 32",
+    ),
+    Reference(
+        "pixelcnnpp",
+        (28, 28, 1),
+        256,
+        dict(width=40, num_resnets=1),
+        897_500,
+        "pclucas14/pixel-cnn-pp, nr_resnet 1, 40 filters",
+    ),
+    Reference(
+        "pixelcnnpp",
+        (32, 32, 3),
+        256,
+        dict(width=160, num_resnets=5),
+        53_659_080,
+        "pclucas14/pixel-cnn-pp, nr_resnet 5, 160 filters",
+    ),
 )
 
 

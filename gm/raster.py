@@ -156,7 +156,7 @@ class PixelModel(AutoregressiveModel):
         _, width, channels = self.image_shape
         pixel = jnp.zeros((batch_size, channels), jnp.int32)
         seen = self.inputs(pixel)
-        cache = {
+        cache: dict[str, Any] = {
             "pixel": pixel,
             "line": jnp.zeros((batch_size, width, seen.shape[-1]), seen.dtype),
             "above": None,

@@ -169,9 +169,9 @@ PRESETS = {
         valid_every=250,
     ),
     "digits/pixelcnn": preset(
-        NOT_RUN,
+        "1.7792 ± 0.0131 bits/dim",
         dict(depth=3, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=500,
+        num_steps=1000,
         learning_rate=3e-3,
         valid_every=100,
         ema_decay=0.99,
@@ -179,43 +179,45 @@ PRESETS = {
     "pocket_cube/pixelcnn": preset(
         NOT_RUN,
         dict(width=48, kernel_size=9, head_width=64),
-        num_steps=600,
+        num_steps=3000,
+        batch_size=128,
         learning_rate=3e-3,
         ema_decay=0.99,
     ),
-    # Gated, at the size of a public implementation; 2 hours on 2 cores are 7 epochs.
+    # Gated, at the size of a public implementation; 20 epochs, at 119 images/s on a core.
     "binarized_mnist/pixelcnn": preset(
         NOT_RUN,
         {},
-        num_steps=7000,
+        num_steps=20000,
         batch_size=50,
         learning_rate=2e-3,
-        valid_every=500,
+        valid_every=1000,
         save_every=500,
         num_valid_examples=1000,
     ),
     "digits/pixelcnnpp": preset(
         NOT_RUN,
         dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=300,
+        num_steps=500,
         learning_rate=3e-3,
         valid_every=100,
         ema_decay=0.99,
     ),
     "pocket_cube/pixelcnnpp": preset(
-        NOT_RUN,
+        "40.579 ± 0.051 bits/object",
         dict(width=24, num_resnets=6, dropout_rate=0.0),
-        num_steps=300,
+        num_steps=1000,
         learning_rate=3e-3,
-        ema_decay=0.98,
+        ema_decay=0.99,
     ),
+    # 79 images/s on a core.
     "mnist/pixelcnnpp": preset(
         NOT_RUN,
         dict(width=24, num_scales=2, num_mixtures=5, dropout_rate=0.1),
-        num_steps=6000,
+        num_steps=24000,
         batch_size=32,
         learning_rate=2e-3,
-        valid_every=500,
+        valid_every=1000,
         save_every=500,
         num_valid_examples=500,
     ),
@@ -232,7 +234,7 @@ PRESETS = {
     "digits/pixelsnail": preset(
         NOT_RUN,
         dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=300,
+        num_steps=800,
         learning_rate=3e-3,
         valid_every=100,
         ema_decay=0.99,
@@ -240,9 +242,9 @@ PRESETS = {
     "pocket_cube/pixelsnail": preset(
         NOT_RUN,
         dict(num_blocks=3, dropout_rate=0.0),
-        num_steps=300,
+        num_steps=1800,
         learning_rate=3e-3,
-        ema_decay=0.98,
+        ema_decay=0.99,
     ),
     # Chen et al. (2018): 2.85 bits/dim.
     "cifar10/pixelsnail": preset(

@@ -36,6 +36,7 @@ from gm.nn.views import View
 from gm.raster import PixelModel
 
 
+@jax.jit
 def _gate(h: jax.Array) -> jax.Array:
     """tanh(a) sigmoid(b) of the halves: [..., 2I] -> [..., I]."""
     a, b = jnp.split(h, 2, axis=-1)
@@ -188,7 +189,7 @@ class PixelCNN(PixelModel):
             ]
         else:  # mask A, as what it sees above and what it sees to the left
             half = sizes[0] // 2
-            sized = dict(dtype=self.dtype)
+            sized: dict[str, Any] = dict(dtype=self.dtype)
             if self.has_rows:
                 self.above = CausalConv(self.width, (half, sizes[0]), half, **sized)
             self.left = CausalConv(self.width, (1, half), **sized)
@@ -225,7 +226,8 @@ class PixelCNN(PixelModel):
             for block in self.blocks:
                 h = block(view, h, cond, train)
             return nn.relu(h)
-        links, total = [None] * len(self.horizontal), 0.0
+        links: list[Any] = [None] * len(self.horizontal)
+        total: Any = 0.0
         if above is not None:
             links, end = above
             total = view.pick(end)

@@ -31,7 +31,8 @@ from gm.nn.views import View
 from gm.raster import PixelModel
 
 # A stream's kernel, and how far it reaches to the right of the pixel.
-U, UL = dict(kernel_size=(2, 3), right=1), dict(kernel_size=(2, 2), right=0)
+U: dict[str, Any] = dict(kernel_size=(2, 3), right=1)
+UL: dict[str, Any] = dict(kernel_size=(2, 2), right=0)
 
 
 def unet(
@@ -85,8 +86,8 @@ class Stream(nn.Module):
         views = [view]
         for _ in range(self.num_scales - 1):
             views.append(views[-1].halved())
-        sized = dict(right=self.right, dtype=self.dtype)
-        normed = dict(weight_norm=True, **sized)
+        sized: dict[str, Any] = dict(right=self.right, dtype=self.dtype)
+        normed: dict[str, Any] = dict(weight_norm=True, **sized)
         found: list[jax.Array] = []
 
         def block(number, scale, h, skip):
@@ -132,14 +133,14 @@ class PixelCNNPP(PixelModel):
 
     def setup(self) -> None:
         """First layers, streams, head."""
-        stream = dict(
+        stream: dict[str, Any] = dict(
             width=self.width,
             num_scales=self.scales,
             num_resnets=self.num_resnets,
             dropout_rate=self.dropout_rate,
             dtype=self.dtype,
         )
-        normed = dict(weight_norm=True, dtype=self.dtype)
+        normed: dict[str, Any] = dict(weight_norm=True, dtype=self.dtype)
         if self.has_rows:
             self.first_u = CausalConv(self.width, (2, 3), 1, **normed)
             self.u = Stream(**U, **stream)

@@ -1,11 +1,18 @@
 """Layers of networks that read an image in raster order, against a view."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gm.nn.views import View
+
+
+@jax.jit
+def _norm(kernel):
+    return jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)) + 1e-12)
 
 
 class CausalConv(nn.Module):
@@ -27,24 +34,26 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, view: View, x: jax.Array) -> jax.Array:
         """[B, h, w, I] -> [B, h, w, features]."""
-        kernel = self._kernel((*self.kernel_size, x.shape[-1], self.features))
-        out = view.conv(x.astype(self.dtype), kernel, self.right, self.stride)
-        return out + self._bias()
+        kernel = self._kernel(x.shape[-1])
+        x = x.astype(self.dtype)
+        return self._finish(view.conv(x, kernel, self.right, self.stride), kernel)
 
-    def _kernel(self, shape):
+    def _kernel(self, inputs):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_in", "normal")
+        shape = (*self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", init, shape)
         if self.mask is not None:
             kernel = kernel * np.asarray(self.mask, np.float32)[..., None, None]
-        if self.weight_norm:
-            norm = jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)) + 1e-12)
-            scale = self.param("scale", lambda _: norm)  # so the kernel starts as v
-            kernel = kernel * (scale / norm)
         return kernel.astype(self.dtype)
 
-    def _bias(self):
+    def _finish(self, out, kernel):
+        """Scale, which may as well be applied to what the convolution gives, and bias."""
+        if self.weight_norm:
+            norm = _norm(kernel.astype(jnp.float32))
+            scale = self.param("scale", lambda _: norm)  # so the kernel starts as v
+            out = out * (scale / norm).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return bias.astype(self.dtype)
+        return out + bias.astype(self.dtype)
 
 
 class UpConv(CausalConv):
@@ -53,13 +62,20 @@ class UpConv(CausalConv):
     @nn.compact
     def __call__(self, view: View, x: jax.Array) -> jax.Array:
         """[B, h, w, I] -> [B, 2h, 2w, features]."""
-        kernel = self._kernel((*self.kernel_size, x.shape[-1], self.features))
-        return view.up(x.astype(self.dtype), kernel, self.right) + self._bias()
+        kernel = self._kernel(x.shape[-1])
+        return self._finish(view.up(x.astype(self.dtype), kernel, self.right), kernel)
 
 
+@jax.jit
 def concat_elu(x: jax.Array) -> jax.Array:
     """elu(x) and elu(-x): [..., I] -> [..., 2I]."""
     return nn.elu(jnp.concatenate([x, -x], axis=-1))
+
+
+@jax.jit
+def _add_gated(x, h):
+    a, b = jnp.split(h, 2, axis=-1)
+    return x + a * nn.sigmoid(b)
 
 
 class GatedResnet(nn.Module):
@@ -85,7 +101,9 @@ class GatedResnet(nn.Module):
     ) -> jax.Array:
         """X [B, h, w, I], beside [B, h, w, any], cond [B, width] -> [B, h, w, I]."""
         width = x.shape[-1]
-        layer = dict(right=self.right, weight_norm=True, dtype=self.dtype)
+        layer: dict[str, Any] = dict(
+            right=self.right, weight_norm=True, dtype=self.dtype
+        )
         h = CausalConv(width, self.kernel_size, name="first", **layer)(
             view, concat_elu(x)
         )
@@ -101,8 +119,7 @@ class GatedResnet(nn.Module):
         if cond is not None:
             shift = nn.Dense(2 * width, use_bias=False, dtype=self.dtype)(cond)
             h = h + shift[:, None, None]
-        a, b = jnp.split(h, 2, axis=-1)
-        return x + a * nn.sigmoid(b)
+        return _add_gated(x, h)
 
 
 class FirstLayer(nn.Module):
@@ -117,7 +134,7 @@ class FirstLayer(nn.Module):
 
     def setup(self) -> None:
         """Two convolutions."""
-        normed = dict(weight_norm=True, dtype=self.dtype)
+        normed: dict[str, Any] = dict(weight_norm=True, dtype=self.dtype)
         self.above = CausalConv(self.width, (1, 3), 1, **normed)
         self.left = CausalConv(self.width, (2, 1), **normed)
 
