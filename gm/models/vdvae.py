@@ -131,13 +131,9 @@ class VDVAE(PixelDecoder):
     width: int = 64
     bottleneck: float = 0.25  # width inside a block, as a part of `width`
     num_latents: int = 16  # per position and block
-    depth: int = (
-        2  # blocks per resolution where encoder_blocks, decoder_blocks are None
-    )
-    encoder_blocks: str | None = (
-        None  # such as 32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3
-    )
-    decoder_blocks: str | None = None  # such as 1x1,4m1,4x2,8m4,8x5,16m8,16x10
+    depth: int = 2  # blocks per resolution, where the next two say nothing
+    encoder_blocks: str | None = None  # such as 32x11,32d2,16x6,16d16,1x3
+    decoder_blocks: str | None = None  # such as 1x1,16m1,16x10,32m16,32x21
     max_bias: int = 64  # resolution up to which there is a learned bias per position
     one_hot: bool = True  # inputs of 3 to 32 values; else one number in [-1, 1]
     dropout_rate: float = 0.0
