@@ -130,6 +130,17 @@ class AutoregressiveModel(SymbolModel):
         # One key outside the loop, folded with the index: make_rng inside it would give
         # every symbol the same noise.
         key = self.make_rng("sample")
+        return self.draw(key, num_samples, cond, temperature, prefix)
+
+    def draw(
+        self,
+        key: jax.Array,
+        num_samples: int,
+        cond: jax.Array | None = None,
+        temperature: float = 1.0,
+        prefix: jax.Array | None = None,
+    ) -> jax.Array:
+        """`sample` as a function of a key."""
         known = 0 if prefix is None else prefix.shape[1]
 
         def body(carry, index):

@@ -181,6 +181,12 @@ class LatentModel(SampledLatents):
         """Z [B, latent_dims] -> parameters of p(x|z)."""
         raise TypeError(f"{type(self).__name__} defines no generate")
 
+    def log_px_given(
+        self, z: jax.Array, x: jax.Array, cond: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """Log p(x|z) [B]."""
+        return self.log_px_z(self.generate(z, cond, train=train), x)
+
     def log_px_z(self, params: jax.Array, x: jax.Array) -> jax.Array:
         """Log p(x|z) [B] from what `generate` returned."""
         raise TypeError(f"{type(self).__name__} defines no log_px_z")
@@ -205,7 +211,7 @@ class LatentModel(SampledLatents):
         raise TypeError(f"{type(self).__name__} defines no symbol_logits")
 
     def _log_weight(self, x, z, cond, train, mean, log_std):
-        log_px_z = self.log_px_z(self.generate(z, cond, train=train), x)
+        log_px_z = self.log_px_given(z, x, cond, train)
         log_pz = sum_dims(normal_log_prob(z))
         log_qz_x = sum_dims(normal_log_prob(z, mean, log_std))
         terms = {"reconstruction": log_px_z, "minus_kl": log_pz - log_qz_x}

@@ -68,12 +68,14 @@ class MaskedNetwork(SymbolModel):
             for i in range(self.depth)
         ]
         self.head = MaskedDense(degrees[-2], degrees[-1], strict=True)
-        self.embed = (
-            CondEmbedding(self.cond, self.width, self.dtype)
-            if self.depth
-            else CondShift(self.cond, self.width, outputs.shape[1:])
-        )
+        self.embed = self.embedding(outputs.shape[1:])
         self.dropout = nn.Dropout(self.dropout_rate)
+
+    def embedding(self, shape: tuple[int, ...]) -> nn.Module:
+        """Embeds the condition; of that shape if it goes to the outputs themselves."""
+        if self.depth:
+            return CondEmbedding(self.cond, self.width, self.dtype)
+        return CondShift(self.cond, self.width, shape)
 
     @property
     def _first(self):

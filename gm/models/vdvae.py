@@ -47,8 +47,8 @@ _gelu = functools.partial(nn.gelu, approximate=False)
 
 
 def _uniform(scale):
-    """U(-b, b) of variance scale / (3 fan_in), of which the reference starts."""
-    return nn.initializers.variance_scaling(scale / 3, "fan_in", "uniform")
+    """U(-b, b) of variance scale / fan_in."""
+    return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
 
 
 def _layer(features, size, init, dtype, **named):
@@ -64,6 +64,7 @@ class Bottleneck(nn.Module):
     features: int
     middle: int
     kernel_size: int
+    init_scale: float
     last_init: nn.initializers.Initializer
     dropout_rate: float
     dtype: jnp.dtype
@@ -72,7 +73,8 @@ class Bottleneck(nn.Module):
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, I] -> [B, H, W, features]."""
         for size in (1, self.kernel_size, self.kernel_size):
-            layer = _layer(self.middle, size, _uniform(1), self.dtype)
+            init = _uniform(self.init_scale)
+            layer = _layer(self.middle, size, init, self.dtype)
             h = layer(_gelu(h))
         h = nn.Dropout(self.dropout_rate, deterministic=not train)(_gelu(h))
         return _layer(self.features, 1, self.last_init, self.dtype)(h)
@@ -83,7 +85,8 @@ class TopDownBlock(nn.Module):
 
     width: int
     num_latents: int
-    last_scale: float  # of residual branches: 1 / number of blocks (paper, section 3)
+    init_scale: float
+    last_scale: float  # init_scale / number of blocks, of what is added (paper, 3)
     bottleneck: functools.partial  # of the arguments that all Bottlenecks share
     dtype: jnp.dtype
 
@@ -108,7 +111,8 @@ class TopDownBlock(nn.Module):
             z = noise if given else p[0] + temperature * jnp.exp(p[1]) * noise
             log_ratio = jnp.zeros(len(h))
         else:
-            infer = self.bottleneck(2 * size, last_init=_uniform(1), name="posterior")
+            init = _uniform(self.init_scale)
+            infer = self.bottleneck(2 * size, last_init=init, name="posterior")
             seen = jnp.concatenate([h, activations], axis=-1)
             q = _normal(*jnp.split(infer(seen, train), 2, axis=-1))
             z = noise if given else q[0] + jnp.exp(q[1]) * noise
@@ -131,13 +135,12 @@ class VDVAE(PixelDecoder):
     width: int = 64
     bottleneck: float = 0.25  # width inside a block, as a part of `width`
     num_latents: int = 16  # per position and block
-    depth: int = (
-        2  # blocks per resolution where encoder_blocks, decoder_blocks are None
-    )
-    encoder_blocks: str | None = (
-        None  # such as 32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3
-    )
-    decoder_blocks: str | None = None  # such as 1x1,4m1,4x2,8m4,8x5,16m8,16x10
+    depth: int = 2  # blocks per resolution, where the next two say nothing
+    encoder_blocks: str | None = None  # such as 32x11,32d2,16x6,16d16,1x3
+    decoder_blocks: str | None = None  # such as 1x1,16m1,16x10,32m16,32x21
+    # Variance of initial weights times inputs of a unit. 1/3 is the reference's; small
+    # networks have latents that are not used in the end, unless it is larger.
+    init_scale: float = 1 / 3
     max_bias: int = 64  # resolution up to which there is a learned bias per position
     one_hot: bool = True  # inputs of 3 to 32 values; else one number in [-1, 1]
     dropout_rate: float = 0.0
@@ -169,30 +172,38 @@ class VDVAE(PixelDecoder):
         """Blocks by run: a list of them, or one whose parameters are stacked."""
         down, up = self.runs
         shared = dict(dropout_rate=self.dropout_rate, dtype=self.dtype)
-        num_down, num_up = (sum(r.count for r in runs) for runs in (down, up))
+        first = _uniform(self.init_scale)
+        last, last_up = (
+            self.init_scale / sum(r.count for r in runs) for runs in (down, up)
+        )
 
         def block(run):
             return functools.partial(
                 Bottleneck,
                 middle=int(self.width * self.bottleneck),
                 kernel_size=3 if run.resolution > 2 else 1,
+                init_scale=self.init_scale,
                 **shared,
             )
 
         def copies(run, make):
             return [make() for _ in range(run.count if run.count < SCANNED else 1)]
 
-        last = _uniform(1 / num_down)
-        self.stem = _layer(self.width, 3, _uniform(1), self.dtype)
+        self.stem = _layer(self.width, 3, first, self.dtype)
         self.down = [
-            copies(run, lambda b=block(run): b(self.width, last_init=last))
+            copies(run, lambda b=block(run): b(self.width, last_init=_uniform(last)))
             for run in down
         ]
         self.up = [
             copies(
                 run,
                 lambda b=block(run): TopDownBlock(
-                    self.width, self.num_latents, 1 / num_up, b, self.dtype
+                    self.width,
+                    self.num_latents,
+                    self.init_scale,
+                    last_up,
+                    b,
+                    self.dtype,
                 ),
             )
             for run in up
@@ -206,7 +217,7 @@ class VDVAE(PixelDecoder):
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
         self.gain = self.param("gain", nn.initializers.ones, (self.width,))
         self.bias = self.param("bias", zeros, (self.width,))
-        self.head = nn.Dense(self.pixel_params, kernel_init=_uniform(1))  # float32
+        self.head = nn.Dense(self.pixel_params, kernel_init=first)  # float32
 
     def _encode(self, x, cond, train):
         """Integers [B, *shape] -> the last features [B, H, W, width] by resolution."""

@@ -98,7 +98,8 @@ def check_runs(
     for run in down:
         low = side // run.pool
         pairs = zip(grid(side), grid(max(low, 1)), strict=True)
-        if run.resolution != side or low < 1 or any(a % b for a, b in pairs):
+        divides = side % run.pool == 0 and not any(a % b for a, b in pairs)
+        if run.resolution != side or not divides:
             raise InputError(
                 f"encoder_blocks: {run.resolution} does not follow, or cannot be pooled "
                 f"by {run.pool}, where the resolution is {side} (an image of height "
