@@ -41,6 +41,15 @@ REFERENCES = (
         785_284,
         "784-500 of Germain et al. (2015)",
     ),
+    Reference(
+        "vdm",
+        (32, 32, 3),
+        256,
+        dict(width=128, depth=32),
+        30_578_181,
+        "google-research/vdm; 512 of them weigh a condition that is always 0",
+        tolerance=1e-4,
+    ),
 )
 
 
