@@ -95,6 +95,15 @@ REFERENCES = (
         53_659_080,
         "pclucas14/pixel-cnn-pp, nr_resnet 5, 160 filters",
     ),
+    Reference(
+        "vdm",
+        (32, 32, 3),
+        256,
+        dict(width=128, depth=32),
+        30_578_181,
+        "google-research/vdm; 512 of them weigh a condition that is always 0",
+        tolerance=1e-4,
+    ),
 )
 
 

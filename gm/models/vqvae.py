@@ -19,6 +19,8 @@ before a convolution. The encoder is float32 whatever the precision: the nearest
 not hang on rounding.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -149,7 +151,7 @@ class VQVAE(SymbolModel):
             raise InputError(
                 f"--set=codebook_size={self.codebook_size}: give 2 or more"
             )
-        same = dict(
+        same: dict[str, Any] = dict(
             width=self.width,
             halvings=self.halvings,
             depth=self.depth,
