@@ -39,6 +39,12 @@ def codec_class(model: LikelihoodModel) -> Any:
     """
     for capability, codec in _CODECS.items():
         if hasattr(model, capability):
+            noise = getattr(model, "dequantizer", "uniform")
+            if codec is FlowCodec and noise != "uniform":
+                raise InputError(
+                    f"{type(model).__name__} with dequantizer={noise} cannot be a codec, "
+                    "which takes uniform noise (train with --set=dequantizer=uniform)"
+                )
             return codec
     raise InputError(
         f"{type(model).__name__} cannot be a codec: it has none of "

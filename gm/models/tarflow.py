@@ -145,6 +145,7 @@ class MetaBlock(nn.Module):
 class TarFlow(MultiScaleFlow):
     """Blocks of alternating order on the patches of an image, or on a vector."""
 
+    preprocessing: str = "logistic"
     patch_size: int = 2  # a power of two; of images
     width: int = 128
     num_blocks: int = 4
@@ -199,8 +200,10 @@ class TarFlow(MultiScaleFlow):
     @property
     def can_be_guided(self) -> bool:
         """Whether the condition is a class, and some were dropped in training."""
-        return self.cond is not None and self.cond.kind == "class" and (
-            self.cond_drop_rate > 0
+        return (
+            self.cond is not None
+            and self.cond.kind == "class"
+            and (self.cond_drop_rate > 0)
         )
 
     @property
