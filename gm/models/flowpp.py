@@ -34,6 +34,7 @@ from gm.nn.convolution import Conv, num_halvings
 from gm.nn.coupling import mask
 from gm.nn.dequantization import VariationalDequantizer
 from gm.nn.invertible import ActNorm, InvertibleConv
+from gm.nn.patches import check_heads
 
 _STEPS = 40  # of the bisection, beyond what float32 can tell apart
 
@@ -196,6 +197,7 @@ class FlowPP(MultiScaleFlow):
 
     def setup(self) -> None:
         """Couplings in the order of the forward pass."""
+        check_heads(self.width, self.num_heads)
         halve = len(self.shape) == 3 and num_halvings(self.shape, smallest=2) > 0
         first, channel, last = self.couplings
         # Without a squeeze all are at one scale.

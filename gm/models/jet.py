@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm.errors import InputError
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.attention import Block
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.coupling import mask
+from gm.nn.patches import check_heads, num_squeezes, patch_channels
 
 
 class Coupling(nn.Module):
@@ -135,10 +135,11 @@ class Jet(MultiScaleFlow):
 
     def setup(self) -> None:
         """The couplings, as a loop."""
-        self._check()
+        check_heads(self.width, self.num_heads)
+        channels = patch_channels(self.shape, self.patch_size)
         image = len(self.shape) == 3
         spatial = "checkerboard" if image else "half"
-        if image and self.patch_size**2 * self.shape[2] > 1:
+        if channels > 1:
             turn = ("channel", "channel", spatial, "channel", "channel")
         else:
             turn = (spatial,)
@@ -154,18 +155,6 @@ class Jet(MultiScaleFlow):
         self.couplings = Couplings(layer, masks)
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
 
-    def _check(self):
-        if self.width % self.num_heads:
-            raise InputError(
-                f"--set=width={self.width}: give a multiple of num_heads = "
-                f"{self.num_heads}"
-            )
-        size, said = self.patch_size, f"--set=patch_size={self.patch_size}"
-        if size < 1 or size & (size - 1):
-            raise InputError(f"{said}: give a power of two")
-        if len(self.shape) == 3 and (self.shape[0] % size or self.shape[1] % size):
-            raise InputError(f"{said}: does not divide an image of {self.shape}")
-
     @property
     def layout(self) -> tuple[int, ...]:
         """The image; a vector is a column of pixels."""
@@ -173,8 +162,8 @@ class Jet(MultiScaleFlow):
 
     def steps(self) -> list[nn.Module | str]:
         """Squeezes that make patches, and the couplings."""
-        halvings = self.patch_size.bit_length() - 1 if len(self.shape) == 3 else 0
-        return ["squeeze"] * halvings + [self.couplings]
+        squeezes = num_squeezes(self.shape, self.patch_size)
+        return ["squeeze"] * squeezes + [self.couplings]
 
 
 Model = Jet

@@ -34,6 +34,7 @@ from gm.likelihood import sum_dims
 from gm.nn.attention import Block
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.invertible import ActNorm, Repeated
+from gm.nn.patches import check_heads, num_squeezes, patch_channels
 from gm.spec import CondSpec
 
 
@@ -157,9 +158,13 @@ class TarFlow(MultiScaleFlow):
 
     def setup(self) -> None:
         """The blocks, as a loop."""
-        self._check()
-        patch = self.patch_size**2 if len(self.shape) == 3 else 1
-        channels = patch * self.layout[2]
+        check_heads(self.width, self.num_heads)
+        channels = patch_channels(self.shape, self.patch_size)
+        if self.num_dims == channels:
+            raise InputError(
+                f"--set=patch_size={self.patch_size}: an example of shape {self.shape} "
+                "would be one patch; there must be two or more"
+            )
         block = MetaBlock(
             self.num_dims // channels,
             channels,
@@ -178,24 +183,6 @@ class TarFlow(MultiScaleFlow):
         if self.can_be_guided:
             spec = CondSpec("class", spec.size + 1)  # the last one: no class
         self.embedding = CondEmbedding(spec, self.width, self.dtype)
-
-    def _check(self):
-        if self.width % self.num_heads:
-            raise InputError(
-                f"--set=width={self.width}: give a multiple of num_heads = "
-                f"{self.num_heads}"
-            )
-        size, said = self.patch_size, f"--set=patch_size={self.patch_size}"
-        if size < 1 or size & (size - 1):
-            raise InputError(f"{said}: give a power of two")
-        if len(self.shape) == 3 and (self.shape[0] % size or self.shape[1] % size):
-            raise InputError(f"{said}: does not divide an image of {self.shape}")
-        patch = size**2 * self.shape[2] if len(self.shape) == 3 else 1
-        if self.num_dims == patch:
-            raise InputError(
-                f"{said}: an example of shape {self.shape} would be one patch; "
-                "give a size at which there are two or more"
-            )
 
     @property
     def can_be_guided(self) -> bool:
@@ -220,9 +207,9 @@ class TarFlow(MultiScaleFlow):
 
     def steps(self) -> list[nn.Module | str]:
         """Squeezes that make patches, and the blocks."""
-        halvings = self.patch_size.bit_length() - 1 if len(self.shape) == 3 else 0
+        squeezes = num_squeezes(self.shape, self.patch_size)
         last = [self.scale] if self.volume_preserving else []
-        return ["squeeze"] * halvings + [self.blocks, *last]
+        return ["squeeze"] * squeezes + [self.blocks, *last]
 
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
