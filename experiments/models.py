@@ -41,6 +41,22 @@ REFERENCES = (
         785_284,
         "784-500 of Germain et al. (2015)",
     ),
+    Reference(
+        "glow",
+        (32, 32, 3),
+        256,
+        dict(width=64, depth=4),
+        411_840,
+        "3 blocks of 4 steps, rosinality/glow-pytorch",
+    ),
+    Reference(
+        "nice",
+        (28, 28, 1),
+        256,
+        {},
+        19_158_352,
+        "4 couplings of 5 layers of 1000, Dinh et al. (2015)",
+    ),
 )
 
 

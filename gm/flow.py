@@ -159,7 +159,7 @@ class Preprocessing:
 
     Onto all reals, the model is a distribution on the data's range alone. With "identity"
     the base has mass beyond it, which belongs to no integer: the probabilities sum to
-    less than one, and the numbers say less good than they might.
+    less than one, so that a model looks worse than it is, never better.
     """
 
     forward: Callable[[jax.Array], tuple[jax.Array, jax.Array]]

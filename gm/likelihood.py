@@ -83,6 +83,11 @@ def normal_log_prob(
     return -0.5 * (eps**2 + _LOG_2PI) - log_std
 
 
+def logistic_log_prob(z: jax.Array) -> jax.Array:
+    """Log density of the standard logistic, -z - 2 log(1 + e^-z), elementwise."""
+    return -z - 2 * jax.nn.softplus(-z)
+
+
 def normal_kl(mean: jax.Array, log_std: jax.Array) -> jax.Array:
     """KL(N(mean, exp(log_std)^2) || N(0, 1)), elementwise (Kingma & Welling 2014, B)."""
     return 0.5 * (mean**2 + jnp.exp(2 * log_std) - 1) - log_std

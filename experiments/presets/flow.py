@@ -1,6 +1,6 @@
 """Presets of flows; `preset` in the package says what one is."""
 
-from experiments.presets.preset import preset
+from experiments.presets.preset import NOT_RUN, preset
 
 PRESETS = {
     "digits/realnvp": preset(
@@ -46,5 +46,73 @@ PRESETS = {
         num_steps=500,
         learning_rate=2e-3,
         num_importance_samples=8,
+    ),
+    "digits/glow": preset(
+        "<= 1.9280 ± 0.0117 bits/dim",
+        dict(width=48, depth=6, num_scales=2, dropout_rate=0.2),
+        num_steps=800,
+        learning_rate=5e-3,
+        warmup_steps=50,
+        valid_every=100,
+        ema_decay=0.995,
+        num_importance_samples=64,
+    ),
+    # Sized for two hours on two cores.
+    "mnist/glow": preset(
+        NOT_RUN,
+        dict(width=64, depth=8, num_scales=2),
+        num_steps=40000,
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=1000,
+        valid_every=2000,
+        save_every=2000,
+        ema_decay=0.999,
+        num_valid_examples=1000,
+    ),
+    # Kingma & Dhariwal (2018); they normalise a first batch, and use Adamax.
+    "cifar10/glow": preset(
+        NOT_RUN,
+        dict(width=512, depth=32, num_scales=3),
+        num_steps=1000000,
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=8000,
+        valid_every=5000,
+        save_every=5000,
+        ema_decay=0.999,
+        num_valid_examples=2000,
+    ),
+    # Dinh et al. (2015), 1500 epochs; they have other moments of Adam.
+    "mnist/nice": preset(
+        NOT_RUN,
+        dict(preprocessing="identity"),
+        num_steps=375000,
+        batch_size=200,
+        learning_rate=1e-3,
+        valid_every=5000,
+        save_every=5000,
+    ),
+    # MAF (10) of Papamakarios et al. (2017).
+    "mnist/maf": preset(
+        NOT_RUN,
+        dict(width=1024, num_layers=10),
+        num_steps=100000,
+        batch_size=100,
+        learning_rate=1e-4,
+        valid_every=2000,
+        save_every=5000,
+    ),
+    # Widths and steps of RQ-NSF (C), Durkan et al. (2019), in our arrangement.
+    "cifar10/spline": preset(
+        NOT_RUN,
+        dict(width=96, depth=3, num_couplings=4, num_bins=4, dropout_rate=0.2),
+        num_steps=200000,
+        batch_size=512,
+        learning_rate=5e-4,
+        valid_every=5000,
+        save_every=5000,
+        ema_decay=0.999,
+        num_valid_examples=2000,
     ),
 }

@@ -18,7 +18,7 @@ variance one would set it, and the normal quantile function makes the data so;
 the 1x1 convolutions of a scale share P, and start at one random rotation; no actnorm
 inside the networks; convolutions that start at zero pad with ones to tell the border,
 where the authors' code has a channel for it; a condition enters the couplings' networks
-and not the last prior. `preprocessing=identity` with `affine=False`, say, is possible too.
+and not the last prior. The authors' code takes data as they are (`preprocessing=identity`).
 """
 
 import math
@@ -202,4 +202,4 @@ class Glow(MultiScaleFlow):
 
 
 Model = Glow
-TINY = dict(width=8, depth=2, num_scales=2)
+TINY = dict(width=8, depth=1, num_scales=2)

@@ -21,7 +21,7 @@ import numpy as np
 from gm.autoregressive import AutoregressiveModel, SymbolModel
 from gm.errors import InputError
 from gm.nn.conditioning import CondEmbedding, CondShift
-from gm.nn.masked import MaskedDense, as_degrees
+from gm.nn.masked import MaskedDense, as_degrees, even_degrees
 from gm.nn.symbols import num_features, symbol_features
 
 _ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
@@ -134,9 +134,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
 
     def degrees(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Degrees run evenly, so that no position is short of units."""
-        low = self.lowest_degree
-        count = max(self.num_dims - low, 1)
-        even = np.arange(self.width) * count // self.width + low
+        even = even_degrees(self.width, self.num_dims, self.lowest_degree)
         return np.arange(1, self.num_dims + 1)[None], [even[None]] * self.depth
 
     def conditionals(

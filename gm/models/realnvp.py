@@ -16,6 +16,8 @@ that leaves a margin, so the model is a distribution on the data's range alone a
 untrained one is uniform.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 from gm.flow import CodingLayer, MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.conditioning import CondEmbedding
-from gm.nn.coupling import Conditioner, mask, places, plan
+from gm.nn.coupling import Conditioner, arrange, kinds, mask, places
 
 
 class Coupling(nn.Module):
@@ -89,23 +91,15 @@ class RealNVP(MultiScaleFlow):
     def setup(self) -> None:
         """One list of couplings in the order of the forward pass."""
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
-        count = self.num_couplings
-        couplings = []
-        for kind in plan(self.shape):
-            if kind not in ("squeeze", "split"):
-                couplings += [Coupling(kind, i, *args) for i in range(count)]
-        self.couplings = couplings
+        self.couplings = [
+            Coupling(kind, parity, *args)
+            for kind, parity in kinds(self.shape, self.num_couplings)
+        ]
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
 
-    def steps(self) -> list[nn.Module | str]:
-        """`plan`, with each kind of coupling replaced by `num_couplings` of them."""
-        couplings, steps = iter(self.couplings), list[nn.Module | str]()
-        for kind in plan(self.shape):
-            if kind in ("squeeze", "split"):
-                steps.append(kind)
-            else:
-                steps += [next(couplings) for _ in range(self.num_couplings)]
-        return steps
+    def steps(self) -> list[Any]:
+        """`num_couplings` of each kind in `plan`."""
+        return arrange(self.shape, self.couplings)
 
     def coding_layers(self) -> list[CodingLayer]:
         """Two for each coupling: the gain of what it keeps, then all of the rest."""

@@ -6,7 +6,8 @@ couplings over fixed random halves.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,6 +28,25 @@ def plan(shape: tuple[int, ...]) -> list[str]:
         if scale < scales - 1:
             steps += ["split"]
     return [*steps, "checkerboard"]
+
+
+def kinds(shape: tuple[int, ...], num_couplings: int) -> list[tuple[str, int]]:
+    """Kind and parity of each coupling in order, `num_couplings` of each kind in `plan`."""
+    found = [kind for kind in plan(shape) if kind not in ("squeeze", "split")]
+    return [(kind, i) for kind in found for i in range(num_couplings)]
+
+
+def arrange(shape: tuple[int, ...], couplings: Sequence[Any]) -> list[Any]:
+    """`plan` with couplings, which are as `kinds` says, in the places of their kinds."""
+    steps: list[Any] = []
+    rest = list(couplings)
+    count = len(rest) // len(kinds(shape, 1))
+    for kind in plan(shape):
+        if kind in ("squeeze", "split"):
+            steps.append(kind)
+        else:
+            steps, rest = steps + rest[:count], rest[count:]
+    return steps
 
 
 def mask(kind: str, parity: int, shape: tuple[int, ...]) -> np.ndarray:

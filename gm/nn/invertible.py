@@ -22,6 +22,7 @@ class ActNorm(nn.Module):
     """
 
     mean_square: float = 1.0  # of the inputs at the start
+    shifted: bool = True  # or no shift
 
     @nn.compact
     def __call__(
@@ -36,7 +37,9 @@ class ActNorm(nn.Module):
         channels = h.shape[-1]
         start = nn.initializers.constant(-math.log(self.mean_square) / 2)
         log_gain = self.param("log_gain", start, (channels,))
-        shift = self.param("shift", nn.initializers.zeros, (channels,))
+        shift = jnp.zeros(channels)
+        if self.shifted:
+            shift = self.param("shift", nn.initializers.zeros, (channels,))
         log_det = jnp.full(h.shape[:1], log_gain.sum() * (h[0].size // channels))
         if inverse:
             return (h - shift) * jnp.exp(-log_gain), -log_det

@@ -13,6 +13,11 @@ def as_degrees(table: np.ndarray) -> Degrees:
     return tuple(map(tuple, table.tolist()))
 
 
+def even_degrees(width: int, num_dims: int, lowest: int) -> np.ndarray:
+    """Degrees [width] of hidden units, from `lowest` to D - 1, so that none is short."""
+    return np.arange(width) * max(num_dims - lowest, 1) // width + lowest
+
+
 class MaskedDense(nn.Module):
     """A dense layer whose kernel [I, O] is multiplied by a constant mask.
 
