@@ -6,9 +6,10 @@ the other part x2 by functions of it (paper, section 2):
   y2 = (x2 + b(x1)) sigmoid(s(x1)) / sigmoid(0),    log|dy/dx| = sum log of these factors
 
 b and s are the output of a transformer over all patches that starts at zero, and so does
-the flow at the identity. In each five couplings four keep a random half of a patch's
-channels, two in a row the complementary ones, and one keeps every other patch. All are at
-one scale, without actnorm or 1x1 convolutions.
+the flow at the identity. Of each five couplings the first four keep a random half of a
+patch's channels, two in a row complementary ones, and the last keeps every other patch:
+as a checkerboard, by columns or by rows. All are at one scale, without actnorm or 1x1
+convolutions.
 
 A vector is a sequence of patches of one symbol each; couplings keep random halves of these.
 
@@ -77,10 +78,10 @@ class Coupling(nn.Module):
 
 
 class Couplings(nn.Module):
-    """One coupling for each mask, in a loop."""
+    """One coupling of each kind in a row, in a loop."""
 
     layer: nn.Module  # one of them
-    masks: tuple[str, ...]  # kinds: "channel", "checkerboard" or "half"
+    kinds: tuple[str, ...]  # "channel"; "patch" of an image, "half" of a vector
 
     @nn.compact
     def __call__(
@@ -100,7 +101,7 @@ class Couplings(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=len(self.masks),
+            length=len(self.kinds),
             reverse=inverse,
         )
         tokens = h.reshape(h.shape[0], -1, h.shape[-1])
@@ -110,15 +111,17 @@ class Couplings(nn.Module):
 
     def _arrays(self, shape):
         """The masks, float32 [n, T, C]."""
-        seen, arrays = dict.fromkeys(self.masks, 0), []
-        for kind in self.masks:
-            parity, seen[kind] = seen[kind], seen[kind] + 1
+        seen, arrays = dict.fromkeys(self.kinds, 0), []
+        for kind in self.kinds:
+            index, seen[kind] = seen[kind], seen[kind] + 1
             if kind == "channel":
-                m = mask("half", parity, shape[-1:])
+                m = mask("half", index, shape[-1:])
             elif kind == "half":
-                m = mask("half", parity, shape[:1])[:, None, None]
+                m = mask("half", index, shape[:1])[:, None, None]
             else:
-                m = mask(kind, parity, shape)
+                row, column = np.indices(shape[:2])
+                number = (row + column, column, row)[index // 2 % 3]
+                m = (number % 2 == index % 2).astype(np.float32)[..., None]
             arrays.append(np.broadcast_to(m, shape).reshape(-1, shape[-1]))
         return np.stack(arrays)
 
@@ -137,13 +140,9 @@ class Jet(MultiScaleFlow):
         """The couplings, as a loop."""
         check_heads(self.width, self.num_heads)
         channels = patch_channels(self.shape, self.patch_size)
-        image = len(self.shape) == 3
-        spatial = "checkerboard" if image else "half"
-        if channels > 1:
-            turn = ("channel", "channel", spatial, "channel", "channel")
-        else:
-            turn = (spatial,)
-        masks = tuple(turn[i % len(turn)] for i in range(self.num_couplings))
+        spatial = "patch" if len(self.shape) == 3 else "half"
+        turn = ("channel",) * (4 if channels > 1 else 0) + (spatial,)
+        kinds = tuple(turn[i % len(turn)] for i in range(self.num_couplings))
         layer = Coupling(
             self.width,
             self.depth,
@@ -152,7 +151,7 @@ class Jet(MultiScaleFlow):
             self.dtype,
             parent=None,
         )
-        self.couplings = Couplings(layer, masks)
+        self.couplings = Couplings(layer, kinds)
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
 
     @property
@@ -167,4 +166,4 @@ class Jet(MultiScaleFlow):
 
 
 Model = Jet
-TINY = dict(patch_size=1, width=8, num_couplings=3, depth=1, num_heads=2)
+TINY = dict(patch_size=1, width=8, num_couplings=5, depth=1, num_heads=2)
