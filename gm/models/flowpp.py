@@ -156,7 +156,7 @@ class MixtureCoupling(nn.Module):
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """[B, H, W, C] -> ([B, H, W, C], log_det [B])."""
-        before = [ActNorm(), InvertibleConv()]
+        before = [ActNorm(), InvertibleConv()][: h.shape[-1]]  # no rotation of one
         log_det = jnp.zeros(h.shape[0])
         if not inverse:
             for layer in before:
@@ -230,4 +230,4 @@ class FlowPP(MultiScaleFlow):
 
 
 Model = FlowPP
-TINY = dict(width=8, depth=1, num_heads=2, num_mixtures=2, couplings=(2, 1, 1))
+TINY = dict(width=8, depth=1, num_heads=2, num_mixtures=2, couplings=(1, 1, 1))

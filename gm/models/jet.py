@@ -1,4 +1,4 @@
-"""Jet: couplings by vision transformers (Kolesnikov, Pinto & Tschannen 2024).
+"""Jet: couplings by vision transformers (Kolesnikov et al. 2024).
 
 An image is a sequence of patches. A coupling keeps the part x1 under a mask and moves
 the other part x2 by functions of it (paper, section 2):
@@ -166,4 +166,4 @@ class Jet(MultiScaleFlow):
 
 
 Model = Jet
-TINY = dict(patch_size=1, width=8, num_couplings=5, depth=1, num_heads=2)
+TINY = dict(patch_size=1, width=4, num_couplings=3, depth=1, num_heads=1)

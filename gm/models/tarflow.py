@@ -14,12 +14,13 @@ A vector is a sequence of patches of one symbol each.
 Guidance moves samples away from the unconditional model (section 3.5), mu and a each by
 mu + w (mu - mu_none): w > 0 leaves the likelihood model, as a temperature does.
 
-Deviations from the paper: the data are mapped to R^D by the normal quantile function
+Deviations from the paper: the data are mapped to R^D by the logistic quantile function
 (`preprocessing=identity` is the paper's [-1, 1]), so that no mass lies outside their range;
-dequantisation is uniform, not by Gaussian noise; no denoising after sampling; the last
-patch of a sequence has no position, since nothing is said from it; one embedding of the
-condition is shared by the blocks, and none is an embedding of its own where the authors'
-code takes the mean of the classes.
+a is bounded by a scaled tanh, or far from the data it overflows (`log_scale_bound=none` is
+the paper's); dequantisation is uniform, not by Gaussian noise; no denoising after sampling;
+the last patch of a sequence has no position, since nothing is said from it; one embedding
+of the condition is shared by the blocks, and none is an embedding of its own where the
+authors' code takes the mean of the classes.
 """
 
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ class MetaBlock(nn.Module):
     depth: int
     num_heads: int
     volume_preserving: bool
+    log_scale_bound: float | None
     dropout_rate: float
     dtype: jnp.dtype
 
@@ -106,7 +108,10 @@ class MetaBlock(nn.Module):
     def _split(self, out):
         if self.volume_preserving:
             return jnp.zeros_like(out), out
-        return jnp.split(out, 2, axis=-1)
+        a, mu = jnp.split(out, 2, axis=-1)
+        if self.log_scale_bound is not None:
+            a = self.log_scale_bound * jnp.tanh(a / self.log_scale_bound)
+        return a, mu
 
     def _inverse(self, z, cond, weight):
         """Z [B, T, C] -> (x, sum of a [B]), with keys and values in a cache."""
@@ -153,6 +158,7 @@ class TarFlow(MultiScaleFlow):
     depth: int = 2  # transformer layers of a block
     num_heads: int = 4
     volume_preserving: bool = False
+    log_scale_bound: float | None = 2.0  # of a; none: as in the paper
     dropout_rate: float = 0.0
     cond_drop_rate: float = 0.0  # of the class while training, for guidance
 
@@ -172,6 +178,7 @@ class TarFlow(MultiScaleFlow):
             self.depth,
             self.num_heads,
             self.volume_preserving,
+            self.log_scale_bound,
             self.dropout_rate,
             self.dtype,
             parent=None,

@@ -54,6 +54,7 @@ def _row(reference, num_classes, affine):
         depth=DEPTH,
         num_heads=WIDTH // HEAD,
         volume_preserving=not affine,
+        log_scale_bound=None,
     )
     params = _params(theirs, num_classes, affine)
     expected = jax.eval_shape(lambda: init_params(ours, jax.random.key(0)))
