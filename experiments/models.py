@@ -104,6 +104,32 @@ REFERENCES = (
         "google-research/vdm; 512 of them weigh a condition that is always 0",
         tolerance=1e-4,
     ),
+    Reference(
+        "glow",
+        (32, 32, 3),
+        256,
+        dict(width=64, depth=4),
+        411_840,
+        "3 blocks of 4 steps, rosinality/glow-pytorch",
+    ),
+    Reference(
+        "nice",
+        (28, 28, 1),
+        256,
+        {},
+        19_158_352,
+        "4 couplings of 5 layers of 1000, Dinh et al. (2015)",
+    ),
+    # Ours has no position for the last patch, of which nothing follows.
+    Reference(
+        "tarflow",
+        (64, 64, 3),
+        256,
+        dict(width=768, num_blocks=8, depth=8, num_heads=12),
+        460_142_784,
+        "patches of 2, 8 blocks of 8 layers of 768, apple/ml-tarflow",
+        1e-4,
+    ),
 )
 
 

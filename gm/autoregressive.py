@@ -122,25 +122,21 @@ class AutoregressiveModel(SymbolModel):
           int32 [N, *shape].
         """
         cache = self.init_cache(num_samples, cond)
-        xs = self._draw(cache, num_samples, temperature, prefix)
-        return xs.reshape(num_samples, *self.shape)
-
-    def _draw(self, cache, num_samples, temperature, prefix):
-        """Symbols [N, D] in the order of `step`, from a fresh cache."""
         # One key outside the loop, folded with the index: make_rng inside it would give
         # every symbol the same noise.
         key = self.make_rng("sample")
-        return self.draw(key, num_samples, cond, temperature, prefix)
+        xs = self.draw(key, cache, num_samples, temperature, prefix)
+        return xs.reshape(num_samples, *self.shape)
 
     def draw(
         self,
         key: jax.Array,
+        cache: Any,
         num_samples: int,
-        cond: jax.Array | None = None,
         temperature: float = 1.0,
         prefix: jax.Array | None = None,
     ) -> jax.Array:
-        """`sample` as a function of a key."""
+        """Symbols [N, D] in the order of `step`, from a fresh cache; else as `sample`."""
         known = 0 if prefix is None else prefix.shape[1]
 
         def body(carry, index):

@@ -1,7 +1,8 @@
 """What flows share: an invertible map to a base density, dequantisation, scales.
 
 log P(x) = log E_u[p_Y(y)] + log_volume, with log p_Y(y) = log N(z; 0, I) + log|dz/dy| and
-y the dequantised x. One draw of u gives the log of an unbiased estimate of P(x).
+y the dequantised x. One draw of u gives the log of an unbiased estimate of P(x). For u from
+a learned q(u|x), -log q(u|x) is added: gm/nn/dequantization.py.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +23,18 @@ from gm.likelihood import (
     normal_log_prob,
     quantize,
     sum_dims,
+    within_cell,
 )
 from gm.model import LikelihoodModel
 from gm.nn.convolution import depth_to_space, space_to_depth
+from gm.nn.dequantization import VariationalDequantizer
 from gm.spec import Estimate
 
 
 class FlowModel(LikelihoodModel):
     """Base of models with `forward(y) -> (z, log_det)` and `inverse(z) -> y`."""
+
+    dequantizer: str = "uniform"  # or "variational": noise from a learned q(u|x)
 
     estimate: ClassVar[Estimate] = Estimate.WEIGHT
     family: ClassVar[str] = "flow"
@@ -71,8 +77,27 @@ class FlowModel(LikelihoodModel):
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Log of an unbiased estimate of P(x), [B]."""
-        y, _ = dequantize(self.make_rng("sample"), x, self.num_values)
-        return self.log_weight(x, y, cond, train=train)
+        key = self.make_rng("sample")
+        if self.dequantizer == "uniform":
+            y, _ = dequantize(key, x, self.num_values)
+            return self.log_weight(x, y, cond, train=train)
+        u, log_qu_x = self._learned_noise(key, x, cond, train)
+        y = within_cell(x, u, self.num_values)
+        log_px, terms = self.log_weight(x, y, cond, train=train)
+        return log_px - log_qu_x, terms | {"dequantizer": -log_qu_x}
+
+    @nn.nowrap
+    def make_dequantizer(self) -> nn.Module:
+        """The module of q(u|x): (key, x, cond, train) -> (u, log q(u|x) [B])."""
+        return VariationalDequantizer(self.cond, self.num_values, dtype=self.dtype)
+
+    @nn.compact  # so that a model's own `setup` need not know of it
+    def _learned_noise(self, key, x, cond, train):
+        if self.dequantizer != "variational":
+            raise InputError(
+                f"--set=dequantizer={self.dequantizer}: unknown (uniform or variational)"
+            )
+        return self.make_dequantizer()(key, x, cond, train)
 
     def sample_joint(
         self,
@@ -134,7 +159,7 @@ class Preprocessing:
 
     Onto all reals, the model is a distribution on the data's range alone. With "identity"
     the base has mass beyond it, which belongs to no integer: the probabilities sum to
-    less than one, and the numbers say less good than they might.
+    less than one, so that a model looks worse than it is, never better.
     """
 
     forward: Callable[[jax.Array], tuple[jax.Array, jax.Array]]

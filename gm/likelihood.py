@@ -52,9 +52,13 @@ def dequantize(
       y: [B, ...] float32 in [-1, 1).
       log_volume: float32[B], as `cell_log_volume`.
     """
-    u = jax.random.uniform(key, x.shape)
-    y = (x.astype(jnp.float32) + u) * (2 / num_values) - 1
+    y = within_cell(x, jax.random.uniform(key, x.shape), num_values)
     return y, cell_log_volume(y, num_values)
+
+
+def within_cell(x: jax.Array, u: jax.Array, num_values: int) -> jax.Array:
+    """The point y in [-1, 1) of the cell of x that u in [0, 1) says, elementwise."""
+    return (x.astype(jnp.float32) + u) * (2 / num_values) - 1
 
 
 def cell_log_volume(y: jax.Array, num_values: int) -> jax.Array:

@@ -40,6 +40,12 @@ def codec_class(model: LikelihoodModel) -> Any:
     """
     for names, codec in _CODECS.items():
         if all(getattr(model, name, None) is not None for name in names):
+            noise = getattr(model, "dequantizer", "uniform")
+            if codec is FlowCodec and noise != "uniform":
+                raise InputError(
+                    f"{type(model).__name__} with dequantizer={noise} cannot be a codec, "
+                    "which takes uniform noise (train with --set=dequantizer=uniform)"
+                )
             return codec
     wanted = ", ".join(" with ".join(names) for names in _CODECS)
     raise InputError(

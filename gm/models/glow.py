@@ -18,65 +18,21 @@ variance one would set it, and the normal quantile function makes the data so;
 the 1x1 convolutions of a scale share P, and start at one random rotation; no actnorm
 inside the networks; convolutions that start at zero pad with ones to tell the border,
 where the authors' code has a channel for it; a condition enters the couplings' networks
-and not the last prior. `preprocessing=identity` with `affine=False`, say, is possible too.
+and not the last prior. The authors' code takes data as they are (`preprocessing=identity`).
 """
 
-import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.convolution import Conv, conv, num_halvings
-from gm.nn.invertible import ActNorm, Repeated
-
-
-@functools.cache
-def rotation(channels: int) -> tuple[np.ndarray, ...]:
-    """P, L, U, log|s| and sign(s) of a random rotation, float32: [C, C] and [C]."""
-    rng = np.random.default_rng(channels)
-    rotated = np.linalg.qr(rng.standard_normal((channels, channels)))[0]
-    p, lower, upper = scipy.linalg.lu(rotated)
-    s = np.diag(upper)
-    parts = p, np.tril(lower, -1), np.triu(upper, 1), np.log(np.abs(s)), np.sign(s)
-    return tuple(part.astype(np.float32) for part in parts)
-
-
-class InvertibleConv(nn.Module):
-    """A 1x1 convolution whose matrix is kept as P (L + I) (U + diag(s))."""
-
-    @nn.compact
-    def __call__(
-        self,
-        h: jax.Array,
-        cond: jax.Array,
-        *,
-        inverse: bool = False,
-        train: bool = False,
-    ) -> tuple[jax.Array, jax.Array]:
-        """[B, ..., C] -> ([B, ..., C], log_det [B])."""
-        channels = h.shape[-1]
-        p, *initial, sign = rotation(channels)
-        lower, upper, log_s = (
-            self.param(name, lambda _, value=value: jnp.asarray(value))
-            for name, value in zip(("lower", "upper", "log_s"), initial, strict=True)
-        )
-        lower = jnp.tril(lower, -1) + jnp.eye(channels)
-        upper = jnp.triu(upper, 1) + jnp.diag(sign * jnp.exp(log_s))
-        log_det = jnp.full(h.shape[:1], log_s.sum() * (h[0].size // channels))
-        if not inverse:
-            matrix = p @ lower @ upper
-            return jnp.matmul(h, matrix.T, precision="highest"), log_det
-        solve = jax.scipy.linalg.solve_triangular
-        columns = jnp.matmul(p.T, h.reshape(-1, channels).T, precision="highest")
-        columns = solve(lower, columns, lower=True, unit_diagonal=True)
-        return solve(upper, columns).T.reshape(h.shape), -log_det
+from gm.nn.invertible import ActNorm, InvertibleConv, Repeated
 
 
 class ZeroConv(nn.Module):

@@ -71,7 +71,10 @@ class PixelVAE(VAE):
 
     def sample_x(self, key: jax.Array, params: jax.Array) -> jax.Array:
         """Draws x ~ p(x|z) symbol by symbol: int32 [B, *shape]."""
-        return self.symbols.draw(key, len(params), params.reshape(len(params), -1))
+        told = params.reshape(len(params), -1)
+        cache = self.symbols.init_cache(len(told), told)
+        x = self.symbols.draw(key, cache, len(told))
+        return x.reshape(-1, *self.shape)
 
 
 Model = PixelVAE

@@ -14,12 +14,13 @@ A vector is a sequence of patches of one symbol each.
 Guidance moves samples away from the unconditional model (section 3.5), mu and a each by
 mu + w (mu - mu_none): w > 0 leaves the likelihood model, as a temperature does.
 
-Deviations from the paper: the data are mapped to R^D by the normal quantile function
+Deviations from the paper: the data are mapped to R^D by the logistic quantile function
 (`preprocessing=identity` is the paper's [-1, 1]), so that no mass lies outside their range;
-dequantisation is uniform, not by Gaussian noise; no denoising after sampling; the last
-patch of a sequence has no position, since nothing is said from it; one embedding of the
-condition is shared by the blocks, and none is an embedding of its own where the authors'
-code takes the mean of the classes.
+a is bounded by a scaled tanh, or far from the data it overflows (`log_scale_bound=none` is
+the paper's); dequantisation is uniform, not by Gaussian noise; no denoising after sampling;
+the last patch of a sequence has no position, since nothing is said from it; one embedding
+of the condition is shared by the blocks, and none is an embedding of its own where the
+authors' code takes the mean of the classes.
 """
 
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from gm.likelihood import sum_dims
 from gm.nn.attention import Block
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.invertible import ActNorm, Repeated
+from gm.nn.patches import check_heads, num_squeezes, patch_channels
 from gm.spec import CondSpec
 
 
@@ -53,6 +55,7 @@ class MetaBlock(nn.Module):
     depth: int
     num_heads: int
     volume_preserving: bool
+    log_scale_bound: float | None
     dropout_rate: float
     dtype: jnp.dtype
 
@@ -105,7 +108,10 @@ class MetaBlock(nn.Module):
     def _split(self, out):
         if self.volume_preserving:
             return jnp.zeros_like(out), out
-        return jnp.split(out, 2, axis=-1)
+        a, mu = jnp.split(out, 2, axis=-1)
+        if self.log_scale_bound is not None:
+            a = self.log_scale_bound * jnp.tanh(a / self.log_scale_bound)
+        return a, mu
 
     def _inverse(self, z, cond, weight):
         """Z [B, T, C] -> (x, sum of a [B]), with keys and values in a cache."""
@@ -145,20 +151,26 @@ class MetaBlock(nn.Module):
 class TarFlow(MultiScaleFlow):
     """Blocks of alternating order on the patches of an image, or on a vector."""
 
+    preprocessing: str = "logistic"
     patch_size: int = 2  # a power of two; of images
     width: int = 128
     num_blocks: int = 4
     depth: int = 2  # transformer layers of a block
     num_heads: int = 4
     volume_preserving: bool = False
+    log_scale_bound: float | None = 2.0  # of a; none: as in the paper
     dropout_rate: float = 0.0
     cond_drop_rate: float = 0.0  # of the class while training, for guidance
 
     def setup(self) -> None:
         """The blocks, as a loop."""
-        self._check()
-        patch = self.patch_size**2 if len(self.shape) == 3 else 1
-        channels = patch * self.layout[2]
+        check_heads(self.width, self.num_heads)
+        channels = patch_channels(self.shape, self.patch_size)
+        if self.num_dims == channels:
+            raise InputError(
+                f"--set=patch_size={self.patch_size}: an example of shape {self.shape} "
+                "would be one patch; there must be two or more"
+            )
         block = MetaBlock(
             self.num_dims // channels,
             channels,
@@ -166,6 +178,7 @@ class TarFlow(MultiScaleFlow):
             self.depth,
             self.num_heads,
             self.volume_preserving,
+            self.log_scale_bound,
             self.dropout_rate,
             self.dtype,
             parent=None,
@@ -178,29 +191,13 @@ class TarFlow(MultiScaleFlow):
             spec = CondSpec("class", spec.size + 1)  # the last one: no class
         self.embedding = CondEmbedding(spec, self.width, self.dtype)
 
-    def _check(self):
-        if self.width % self.num_heads:
-            raise InputError(
-                f"--set=width={self.width}: give a multiple of num_heads = "
-                f"{self.num_heads}"
-            )
-        size, said = self.patch_size, f"--set=patch_size={self.patch_size}"
-        if size < 1 or size & (size - 1):
-            raise InputError(f"{said}: give a power of two")
-        if len(self.shape) == 3 and (self.shape[0] % size or self.shape[1] % size):
-            raise InputError(f"{said}: does not divide an image of {self.shape}")
-        patch = size**2 * self.shape[2] if len(self.shape) == 3 else 1
-        if self.num_dims == patch:
-            raise InputError(
-                f"{said}: an example of shape {self.shape} would be one patch; "
-                "give a size at which there are two or more"
-            )
-
     @property
     def can_be_guided(self) -> bool:
         """Whether the condition is a class, and some were dropped in training."""
-        return self.cond is not None and self.cond.kind == "class" and (
-            self.cond_drop_rate > 0
+        return (
+            self.cond is not None
+            and self.cond.kind == "class"
+            and (self.cond_drop_rate > 0)
         )
 
     @property
@@ -217,9 +214,9 @@ class TarFlow(MultiScaleFlow):
 
     def steps(self) -> list[nn.Module | str]:
         """Squeezes that make patches, and the blocks."""
-        halvings = self.patch_size.bit_length() - 1 if len(self.shape) == 3 else 0
+        squeezes = num_squeezes(self.shape, self.patch_size)
         last = [self.scale] if self.volume_preserving else []
-        return ["squeeze"] * halvings + [self.blocks, *last]
+        return ["squeeze"] * squeezes + [self.blocks, *last]
 
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False

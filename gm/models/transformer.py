@@ -242,7 +242,8 @@ class Transformer(AutoregressiveModel):
         known = 0 if prefix is None else prefix.shape[1]
         order = self._draw_order(self.make_rng("sample"), num_samples, known)
         cache = self.init_cache(num_samples, cond, order)
-        drawn = self._draw(cache, num_samples, temperature, prefix)  # in that order
+        key = self.make_rng("sample")
+        drawn = self.draw(key, cache, num_samples, temperature, prefix)  # in that order
         x = jnp.take_along_axis(drawn, jnp.argsort(order, axis=1), axis=1)
         return x.reshape(num_samples, *self.shape)
 

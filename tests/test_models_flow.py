@@ -1,0 +1,211 @@
+"""What is special to one flow: closed forms, parameter counts, its maps."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm.errors import InputError
+from gm.flow import PREPROCESSING
+from gm.model import init_params, load_model, log_prob
+from gm.models import glow, maf, spline
+from gm.nn.invertible import ActNorm, Repeated
+
+
+def build(name, shape, num_values=4, **fields):
+    module = load_model(name)
+    return module.Model(shape=shape, num_values=num_values, **{**module.TINY, **fields})
+
+
+def noisy(params, size=0.3):
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)
+    leaves = [
+        v + size * rng.standard_normal(v.shape).astype(np.float32) for v in leaves
+    ]
+    return jax.tree.unflatten(tree, leaves)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "fields", "expected"),
+    [
+        # rosinality/glow-pytorch, both kinds of coupling
+        ("glow", (32, 32, 3), dict(width=64, depth=4, num_scales=3), 411_840),
+        (
+            "glow",
+            (32, 32, 3),
+            dict(width=64, depth=4, num_scales=3, affine=False),
+            314_736,
+        ),
+        # 4 (392 1000 + 1000 + 4 (1000 1000 + 1000) + 1000 392 + 392) + 784
+        ("nice", (28, 28, 1), dict(width=1000, depth=5, num_couplings=4), 19_158_352),
+    ],
+)
+def test_parameters_are_those_of_the_reference(name, shape, fields, expected):
+    model = build(name, shape, **fields)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == expected
+
+
+@pytest.mark.parametrize("name", ["nice", "maf", "spline"])
+def test_untrained_is_uniform(name):
+    model = build(name, (5,))
+    params = init_params(model, jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (8, 5)))
+    nats = log_prob(model, params, x, None, jax.random.key(0))[0]
+    np.testing.assert_allclose(nats, -5 * math.log(4), rtol=1e-4)
+
+
+# What flows share.
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_preprocessing_has_its_slope_and_inverse(name):
+    found = PREPROCESSING[name]
+    y = jnp.linspace(-0.999, 0.999, 101)
+    h, log_slope = found.forward(y)
+    slope = jax.vmap(jax.grad(lambda v: found.forward(v)[0]))(y)
+    np.testing.assert_allclose(log_slope, jnp.log(slope), atol=1e-3)
+    np.testing.assert_allclose(found.inverse(h), y, atol=1e-5)
+    quantiles = found.quantile((np.asarray(y, np.float64) + 1) / 2)
+    np.testing.assert_allclose(h, quantiles, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"), [("logistic", 1.0), ("identity", math.tanh(0.5))]
+)
+def test_identity_leaves_mass_outside_the_data(preprocessing, expected):
+    """A standard logistic has tanh(1/2) of its mass in [-1, 1)."""
+    model = build("nice", (1,), 256, preprocessing=preprocessing)
+    params = init_params(model, jax.random.key(0))
+    x = jnp.arange(256)[:, None]
+    nats = log_prob(model, params, x, None, jax.random.key(0))[0]
+    assert np.exp(np.asarray(nats, np.float64)).sum() == pytest.approx(
+        expected, abs=1e-3
+    )
+
+
+def test_wrong_fields_are_refused():
+    for name, fields in (
+        ("glow", dict(preprocessing="logit")),
+        ("spline", dict(preprocessing="normal")),
+        ("nice", dict(prior="cauchy")),
+    ):
+        with pytest.raises(InputError, match=f"--set={next(iter(fields))}="):
+            init_params(build(name, (4,), **fields), jax.random.key(0))
+
+
+def test_repeated_layers_run_in_order_and_back():
+    step = glow.Step(4, True, 0.0, jnp.dtype("float32"), parent=None)
+    repeated = Repeated(step, 3)
+    rng = np.random.default_rng(0)
+    h = jnp.asarray(rng.standard_normal((2, 2, 2, 4)), jnp.float32)
+    cond = jnp.zeros((1, 4))
+    params = noisy(repeated.init(jax.random.key(0), h, cond)["params"])
+    z, log_det = repeated.apply({"params": params}, h, cond)
+    expected, total = h, 0
+    for i in range(3):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], params["layer"])
+        expected, change = step.apply({"params": one}, expected, cond)
+        total += change
+    np.testing.assert_allclose(z, expected, atol=1e-4)
+    np.testing.assert_allclose(log_det, total, atol=1e-4)
+    back, minus = repeated.apply({"params": params}, z, cond, inverse=True)
+    np.testing.assert_allclose(back, h, atol=1e-4)
+    np.testing.assert_allclose(minus, -log_det, atol=1e-3)
+
+
+def test_actnorm_starts_as_inputs_of_a_mean_square_need():
+    layer = ActNorm(mean_square=4.0, shifted=False)
+    h = jnp.ones((2, 3))
+    params = layer.init(jax.random.key(0), h, None)
+    z, log_det = layer.apply(params, h, None)
+    np.testing.assert_allclose(z, h / 2, rtol=1e-6)
+    np.testing.assert_allclose(log_det, -3 * math.log(2), rtol=1e-6)
+    assert list(params["params"]) == ["log_gain"]
+
+
+# Glow.
+
+
+@pytest.mark.parametrize("channels", [1, 2, 12])
+def test_glow_convolutions_start_as_a_rotation(channels):
+    p, lower, upper, log_s, sign = glow.rotation(channels)
+    eye = np.eye(channels)
+    matrix = p @ (lower + eye) @ (upper + np.diag(sign * np.exp(log_s)))
+    np.testing.assert_allclose(matrix @ matrix.T, eye, atol=1e-5)
+
+
+def test_glow_zero_convolution_pads_with_ones():
+    layer = glow.ZeroConv(3, 3, jnp.dtype("float32"))
+    h = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 5, 2)), jnp.float32)
+    params = noisy(layer.init(jax.random.key(0), h))
+    kernel, bias, log_scale = (
+        params["params"][n] for n in ("kernel", "bias", "log_scale")
+    )
+    padded = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1)
+    out = jax.lax.conv_general_dilated(
+        padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    expected = (out + bias) * jnp.exp(3 * log_scale)
+    np.testing.assert_allclose(layer.apply(params, h), expected, rtol=1e-4, atol=1e-5)
+
+
+# MAF.
+
+
+def test_maf_layer_is_autoregressive():
+    """Output d, before the reversal, depends on inputs <= d, and on its own linearly."""
+    layer = maf.MaskedAffine(5, 16, 2, 1, 0.0, jnp.dtype("float32"))
+    h = jnp.asarray(np.random.default_rng(0).standard_normal(5), jnp.float32)
+    cond = jnp.zeros((1, 16))
+    params = noisy(layer.init(jax.random.key(0), h[None], cond))
+
+    def forward(h):
+        return layer.apply(params, h[None], cond)[0][0, ::-1]
+
+    jacobian = np.asarray(jax.jacrev(forward)(h))
+    assert (np.triu(jacobian, 1) == 0).all()
+    assert (np.abs(jacobian[np.tril_indices(5)]) > 0).all()
+    assert (np.diag(jacobian) > 0).all()
+
+
+# Spline.
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 10.0])
+def test_spline_is_a_monotone_map_of_the_interval(size):
+    rng = np.random.default_rng(0)
+    h = jnp.linspace(-1, 1, 401)
+    params = jnp.asarray(size * rng.standard_normal(3 * 6 + 1), jnp.float32)
+    params = jnp.broadcast_to(params, (401, 19))
+    z, log_slope = spline.rational_quadratic(h, params)
+    assert (np.diff(z) > -1e-6).all()
+    np.testing.assert_allclose([z[0], z[-1]], [-1, 1], atol=1e-6)
+    if size == 0:
+        np.testing.assert_allclose(z, h, atol=1e-6)
+    back, minus = spline.rational_quadratic(z, params, inverse=True)
+    # Where the map is flat, rounding of z alone moves h by more.
+    flat = np.exp(-np.asarray(log_slope))
+    assert (np.abs(back - h) <= 1e-5 + 1e-6 * flat).all()
+    if size < 10:
+        np.testing.assert_allclose(minus, -log_slope, atol=1e-2)
+    slope = jax.vmap(jax.grad(lambda v, p: spline.rational_quadratic(v, p)[0]))(
+        h[1:-1], params[1:-1]
+    )
+    np.testing.assert_allclose(
+        log_slope[1:-1], jnp.log(slope), atol=1e-3 if size < 10 else 0.05
+    )
+
+
+def test_layers_are_modules_of_one_signature():
+    """What MultiScaleFlow calls: (h, cond, inverse=, train=) -> (h, log_det)."""
+    for name in ("glow", "maf", "nice", "realnvp", "spline"):
+        model = build(name, (4, 4, 1))
+        steps = model.apply(
+            {"params": init_params(model, jax.random.key(0))}, method="steps"
+        )
+        assert all(isinstance(s, nn.Module) or s in ("squeeze", "split") for s in steps)
