@@ -59,7 +59,6 @@ def rational_quadratic(
     height, low = _knots(params[..., count : 2 * count])
     one = math.log(math.expm1(1 - MIN_SIZE))  # where the slope is one
     slope = MIN_SIZE + jax.nn.softplus(params[..., 2 * count :] + one)
-    h = jnp.clip(h, -1, 1)  # rounding
     ends = low if inverse else left
     index = (h[..., None] >= ends[..., 1:]).sum(-1)
     chosen = jax.nn.one_hot(index, count)
@@ -75,12 +74,11 @@ def rational_quadratic(
         rise = h - z0
         a, b, c = v * (s - d0) + rise * bend, v * d0 - rise * bend, -s * rise
         root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0))
-        u = 2 * c / (-b - root)
+        u = jnp.clip(2 * c / (-b - root), 0, 1)
         out = x0 + u * w
-    else:
+    else:  # no clip: where rounding takes u past 1, the gradient would be lost
         u = (h - x0) / w
         out = None
-    u = jnp.clip(u, 0, 1)
     e = s + bend * u * (1 - u)
     if out is None:
         out = z0 + v * (s * u**2 + d0 * u * (1 - u)) / e
