@@ -13,7 +13,8 @@ import torch
 from row import Row, import_from
 
 from gm.model import init_params
-from gm.models.glow import Glow, rotation
+from gm.models.glow import Glow
+from gm.nn.invertible import rotation
 
 REPOSITORY = "rosinality/glow-pytorch"
 DEPTH, SCALES, WIDTH, SIDE = 4, 3, 64, 32
