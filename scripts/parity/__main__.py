@@ -38,6 +38,14 @@ def commit(checkout: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
+def forget(checkout: Path) -> None:
+    """Un-imports a checkout's modules: the next may have others of the same names."""
+    sys.path[:] = [p for p in sys.path if p != str(checkout)]
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(f"{checkout}/"):
+            del sys.modules[name]
+
+
 def main() -> int:
     """Prints a Markdown table; 0 if all agree, 1 if not, 2 for a mistake of the user."""
     names = sorted(
@@ -79,6 +87,7 @@ def main() -> int:
             print("| " + " | ".join(cells) + " |", flush=True)
             if row.note:
                 notes.append(f"- {row.model}: {row.note}")
+        forget(checkout)
     print(*notes, sep="\n")
     for line in missing:
         print(
