@@ -196,7 +196,7 @@ PRESETS = {
         num_valid_examples=1000,
     ),
     "digits/pixelcnnpp": preset(
-        NOT_RUN,
+        "1.7870 ± 0.0130 bits/dim",
         dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),
         num_steps=500,
         learning_rate=3e-3,
