@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gm.errors import InputError
 from gm.flow import MultiScaleFlow, from_normal, to_normal
@@ -36,7 +37,9 @@ def _knots(logits):
     """[..., K] -> widths [..., K] and left ends [..., K] of the bins of [-1, 1]."""
     count = logits.shape[-1]
     part = MIN_SIZE + (1 - MIN_SIZE * count) * jax.nn.softmax(logits)
-    right = jnp.cumsum(part, axis=-1)
+    # A product, since a cumulative sum takes long to compile and to run.
+    upto = np.triu(np.ones((count, count), np.float32))
+    right = jnp.matmul(part, upto, precision="highest")
     return 2 * part, 2 * (right - part) - 1
 
 
@@ -62,12 +65,8 @@ def rational_quadratic(
     ends = low if inverse else left
     index = (h[..., None] >= ends[..., 1:]).sum(-1)
     chosen = jax.nn.one_hot(index, count)
-
-    def pick(values):
-        return (values * chosen).sum(-1)
-
-    w, x0, v, z0 = map(pick, (width, left, height, low))
-    d0, d1 = pick(slope[..., :-1]), pick(slope[..., 1:])
+    table = jnp.stack([width, left, height, low, slope[..., :-1], slope[..., 1:]])
+    w, x0, v, z0, d0, d1 = (table * chosen).sum(-1)
     s = v / w
     bend = d1 + d0 - 2 * s
     if inverse:  # the root of a u^2 + b u + c that lies in [0, 1]; paper, eq. 29
