@@ -213,10 +213,16 @@ class FlowPP(MultiScaleFlow):
 
     @nn.nowrap
     def make_dequantizer(self) -> nn.Module:
-        """Of half the width."""
-        width = max(self.width // 2, 1)
-        args = self.cond, self.num_values, width, 2, self.dropout_rate, self.dtype
-        return VariationalDequantizer(*args)
+        """As wide as the couplings, and at most two layers deep."""
+        depth = min(self.depth, 2)
+        return VariationalDequantizer(
+            self.cond,
+            self.num_values,
+            self.width,
+            depth,
+            self.dropout_rate,
+            self.dtype,
+        )
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -230,4 +236,4 @@ class FlowPP(MultiScaleFlow):
 
 
 Model = FlowPP
-TINY = dict(width=8, depth=1, num_heads=2, num_mixtures=2, couplings=(1, 1, 1))
+TINY = dict(width=4, depth=1, num_heads=1, num_mixtures=2, couplings=(1, 0, 1))
