@@ -17,7 +17,7 @@ A vector is an image of one column, whose couplings keep every other symbol.
 
 Deviations from the paper: masks in place of halves that are cut out, so the same network
 sees all positions; noise is logistic, moved by affine couplings (gm/nn/dequantization.py);
-the normal quantile function in place of a logit that leaves a margin; actnorm starts at
+the logit of the data leaves no margin; actnorm starts at
 one, not from a batch; log s and a are bounded by a scaled tanh; the attention is that of a
 pre-norm transformer; the logistics of a position start alike but for random weights.
 """
@@ -188,6 +188,7 @@ class FlowPP(MultiScaleFlow):
     """Couplings by mixtures of logistics, at two scales."""
 
     dequantizer: str = "variational"
+    preprocessing: str = "logistic"
     width: int = 96
     depth: int = 10  # gated layers of a coupling
     num_heads: int = 4
