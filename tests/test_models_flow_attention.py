@@ -43,9 +43,10 @@ def test_tarflow_has_the_parameters_of_the_reference():
         (tarflow, dict(patch_size=2)),
         (tarflow, dict(patch_size=2, volume_preserving=True)),
         (jet, dict(patch_size=2, num_couplings=5)),
+        (flowpp, dict(couplings=(1, 2, 1))),
     ],
 )
-def test_a_flow_on_patches_has_its_inverse_and_determinant(module, changes):
+def test_arrangements_have_their_inverse_and_determinant(module, changes):
     settings = tuple((module.TINY | changes).items())
     found = subject(module.Model, settings, "image", "perturbed")
     for check in (structure.inverse, structure.log_det):

@@ -17,7 +17,7 @@ A vector is an image of one column, whose couplings keep every other symbol.
 
 Deviations from the paper: masks in place of halves that are cut out, so the same network
 sees all positions; noise is logistic, moved by affine couplings (gm/nn/dequantization.py);
-the normal quantile function in place of a logit that leaves a margin; actnorm starts at
+the logit of the data leaves no margin; actnorm starts at
 one, not from a batch; log s and a are bounded by a scaled tanh; the attention is that of a
 pre-norm transformer; the logistics of a position start alike but for random weights.
 """
@@ -188,6 +188,7 @@ class FlowPP(MultiScaleFlow):
     """Couplings by mixtures of logistics, at two scales."""
 
     dequantizer: str = "variational"
+    preprocessing: str = "logistic"
     width: int = 96
     depth: int = 10  # gated layers of a coupling
     num_heads: int = 4
@@ -213,10 +214,16 @@ class FlowPP(MultiScaleFlow):
 
     @nn.nowrap
     def make_dequantizer(self) -> nn.Module:
-        """Of half the width."""
-        width = max(self.width // 2, 1)
-        args = self.cond, self.num_values, width, 2, self.dropout_rate, self.dtype
-        return VariationalDequantizer(*args)
+        """As wide as the couplings, and at most two layers deep."""
+        depth = min(self.depth, 2)
+        return VariationalDequantizer(
+            self.cond,
+            self.num_values,
+            self.width,
+            depth,
+            self.dropout_rate,
+            self.dtype,
+        )
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -230,4 +237,4 @@ class FlowPP(MultiScaleFlow):
 
 
 Model = FlowPP
-TINY = dict(width=8, depth=1, num_heads=2, num_mixtures=2, couplings=(1, 1, 1))
+TINY = dict(width=4, depth=1, num_heads=1, num_mixtures=2, couplings=(1, 0, 1))
