@@ -54,7 +54,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     "solids/vqvae": preset(
-        "<= 996.5 ± 5.5 bits/object",
+        "<= 746.8 ± 5.2 bits/object",
         dict(
             width=32,
             depth=1,
@@ -63,7 +63,7 @@ PRESETS = {
             prior_width=32,
             num_mixtures=3,
         ),
-        num_steps=500,
+        num_steps=1200,
         batch_size=32,
         learning_rate=3e-3,
         warmup_steps=50,
