@@ -163,4 +163,4 @@ class NeuralSplineFlow(MultiScaleFlow):
 
 
 Model = NeuralSplineFlow
-TINY = dict(width=8, depth=1, num_couplings=1, num_bins=4)
+TINY = dict(width=8, depth=0, num_couplings=1, num_bins=3)

@@ -158,7 +158,7 @@ class TarFlow(MultiScaleFlow):
     depth: int = 2  # transformer layers of a block
     num_heads: int = 4
     volume_preserving: bool = False
-    log_scale_bound: float | None = 2.0  # of a; none: as in the paper
+    log_scale_bound: float | None = 1.0  # of a; none: as in the paper
     dropout_rate: float = 0.0
     cond_drop_rate: float = 0.0  # of the class while training, for guidance
 
@@ -187,7 +187,7 @@ class TarFlow(MultiScaleFlow):
         if self.volume_preserving:
             self.scale = ActNorm()
         spec = self.cond
-        if self.can_be_guided:
+        if spec is not None and self.can_be_guided:
             spec = CondSpec("class", spec.size + 1)  # the last one: no class
         self.embedding = CondEmbedding(spec, self.width, self.dtype)
 
@@ -207,7 +207,7 @@ class TarFlow(MultiScaleFlow):
 
     def embed(self, cond: jax.Array | Guided | None) -> tuple[jax.Array, Any]:
         """The condition as the blocks take it."""
-        if not isinstance(cond, Guided):
+        if self.cond is None or not isinstance(cond, Guided):
             return self.embedding(cond), None
         none = jnp.full_like(cond.cond, self.cond.size)
         return self.embedding(jnp.concatenate([cond.cond, none])), cond.weight
@@ -222,7 +222,7 @@ class TarFlow(MultiScaleFlow):
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
-        if train and self.can_be_guided and cond is not None:
+        if train and self.can_be_guided and self.cond is not None and cond is not None:
             key = self.make_rng("dropout")
             dropped = jax.random.bernoulli(key, self.cond_drop_rate, cond.shape)
             cond = jnp.where(dropped, self.cond.size, cond)

@@ -51,7 +51,7 @@ class VariationalDequantizer(nn.Module):
         v = scale(x, self.num_values)
         image, channels = x.ndim == 4, x.shape[-1]
         kind = "checkerboard" if image else "half"
-        kept = [mask(kind, parity, x.shape[1:]) for parity in (0, 1)]
+        kept = [jnp.asarray(mask(kind, parity, x.shape[1:])) for parity in (0, 1)]
         h = jax.random.logistic(key, x.shape)
         log_q = _log_slope(h)  # of logistic noise: log sigmoid'(h)
         for m in (0 * kept[0], *kept):
