@@ -1,4 +1,4 @@
-"""PixelSNAIL (Chen et al. 2018): causal convolutions, and attention to all pixels before.
+"""PixelSNAIL: causal convolutions, and attention to all pixels before (Chen et al. 2018).
 
 A block is a few gated residual blocks of 2 x 2 causal convolutions, then attention with one
 head (paper, figures 2 and 3): keys and values are computed of the image, the features and

@@ -197,6 +197,7 @@ class VDM(LikelihoodModel):
     remat: bool = False  # saves memory: the blocks are computed twice
     estimate = Estimate.ELBO
     family = "latent-variable"
+    evaluation_fields = ("num_timesteps", "num_eval_times", "num_sample_steps")
 
     def setup(self) -> None:
         """Network, schedule and the embedding of the condition."""

@@ -41,9 +41,14 @@ def commit(checkout: Path) -> str:
 def forget(checkout: Path) -> None:
     """Un-imports a checkout's modules: the next may have others of the same names."""
     sys.path[:] = [p for p in sys.path if p != str(checkout)]
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(f"{checkout}/"):
-            del sys.modules[name]
+
+    def of_checkout(module):
+        own = vars(module)  # torch has modules with every attribute
+        paths = [own.get("__file__"), *own.get("__path__", ())]
+        return any(str(path).startswith(f"{checkout}/") for path in paths)
+
+    for name in [n for n, m in list(sys.modules.items()) if of_checkout(m)]:
+        del sys.modules[name]
 
 
 def main() -> int:
@@ -88,7 +93,7 @@ def main() -> int:
             if row.note:
                 notes.append(f"- {row.model}: {row.note}")
         forget(checkout)
-    print(*notes, sep="\n")
+    print("", *dict.fromkeys(notes), sep="\n")
     for line in missing:
         print(
             f"error: {line}; see the head of scripts/parity/__main__.py",
