@@ -184,8 +184,11 @@ class Glow(MultiScaleFlow):
         ]
         pixels = np.prod(self.layout[:2]) // 4 ** min(halvings, self.scales)
         # The top prior of one pixel is a mean and a scale per channel.
-        top = Prior(True, self.dtype) if pixels > 1 else ActNorm()
-        self.priors = [Prior(False, self.dtype) for _ in range(self.scales - 1)] + [top]
+        top: nn.Module = Prior(True, self.dtype) if pixels > 1 else ActNorm()
+        lower: list[nn.Module] = [
+            Prior(False, self.dtype) for _ in range(self.scales - 1)
+        ]
+        self.priors = [*lower, top]
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
 
     @property

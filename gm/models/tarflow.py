@@ -208,7 +208,8 @@ class TarFlow(MultiScaleFlow):
     def embed(self, cond: jax.Array | Guided | None) -> tuple[jax.Array, Any]:
         """The condition as the blocks take it."""
         if self.cond is None or not isinstance(cond, Guided):
-            return self.embedding(cond), None
+            plain: Any = cond
+            return self.embedding(plain), None
         none = jnp.full_like(cond.cond, self.cond.size)
         return self.embedding(jnp.concatenate([cond.cond, none])), cond.weight
 

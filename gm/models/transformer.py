@@ -91,7 +91,7 @@ class Transformer(AutoregressiveModel):
         if plain:
             self.start = jnp.zeros(self.width)
             self.positions = self.param("positions", small, (self.num_dims, self.width))
-            self.norm = nn.LayerNorm(use_bias=False, dtype=self.dtype)
+            self.norm: nn.Module = nn.LayerNorm(use_bias=False, dtype=self.dtype)
         else:
             self.start = self.param("start", small, (self.width,))
             self.axes = self._axes("axis", small)

@@ -56,7 +56,7 @@ class ResNetBlock(nn.Module):
 
         if skip is not None:
             h = jnp.concatenate([h, skip], axis=-1)
-        zeros = dict(kernel_init=nn.initializers.zeros)
+        zeros: Any = dict(kernel_init=nn.initializers.zeros)
         branch = layer(self.width)(nn.silu(_norm(h, self.kernel_size)(h)))
         shift = nn.Dense(self.width, use_bias=False, dtype=self.dtype, **zeros)(cond)
         branch = branch + shift[:, None, None]

@@ -80,26 +80,24 @@ class SelfAttention(nn.Module):
         """
         batch, length, width = h.shape
         head_dim = width // self.num_heads
-        dense = dict(use_bias=self.use_bias, dtype=self.dtype)
+        dense: dict[str, Any] = dict(use_bias=self.use_bias, dtype=self.dtype)
         qkv = nn.Dense(3 * width, name="qkv", **dense)(h)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, head_dim]
         if self.qk_norm:
             q = nn.RMSNorm(dtype=self.dtype, name="norm_q")(q)
             k = nn.RMSNorm(dtype=self.dtype, name="norm_k")(k)
-        cached = cache is not None and index is not None
+        where: Any = slice(length) if index is None else index[None]
         if self.shape is not None:
             table = rotary_table(coordinates(self.shape), head_dim)
-            where = index[None] if cached else slice(length)
             cos, sin = (jnp.asarray(t)[where] for t in table)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cached:
+        allowed: Any = np.tri(length, dtype=bool) if self.causal else np.True_
+        if cache is not None and index is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, index, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, index, axis=2)
             cache = (k, v)
             allowed = jnp.arange(k.shape[2]) <= index
-        else:
-            allowed = np.tri(length, dtype=bool) if self.causal else np.True_
         out = attend(q, k, v, allowed)
         out = out.transpose(0, 2, 1, 3).reshape(batch, length, width)
         return nn.Dense(width, name="out", **dense)(out), cache
@@ -130,7 +128,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Any]:
         """H [B, T, width] -> the same; the cache is None or that of the attention."""
         width = h.shape[-1]
-        dense = dict(use_bias=self.use_bias, dtype=self.dtype)
+        dense: dict[str, Any] = dict(use_bias=self.use_bias, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         attention = SelfAttention(
             self.num_heads,

@@ -18,7 +18,7 @@ class Run(NamedTuple):
     """Equal blocks in a row."""
 
     resolution: int
-    count: int
+    count: int  # type: ignore[assignment]
     pool: int = 1  # after the block (encoder)
     mix: int | None = None  # resolution whose features are added before (decoder)
 
@@ -42,7 +42,8 @@ class Run(NamedTuple):
                 carry, y = call(blocks[i], carry, jax.tree.map(lambda a, i=i: a[i], xs))
                 ys.append(y)
             return carry, jax.tree.map(lambda *a: jnp.stack(a), *ys)
-        axes, rngs = {"params": 0}, {"params": True, "dropout": True}
+        axes: Any = {"params": 0}
+        rngs: Any = {"params": True, "dropout": True}
         loop = nn.scan(call, variable_axes=axes, split_rngs=rngs, length=self.count)
         return loop(blocks[0], carry, xs)
 
