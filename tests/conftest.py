@@ -6,6 +6,7 @@ model of your own, from the directory where `import my_package.my_model` works.
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,24 @@ def pytest_generate_tests(metafunc):
 
         sys.path.insert(0, os.getcwd())
         names = metafunc.config.getoption("--model") or model_names()
-        metafunc.parametrize("model_name", names)
+        # The tests of a model share compiled programs, so they share a worker.
+        group = pytest.mark.xdist_group
+        params = [pytest.param(name, marks=group(name)) for name in names]
+        metafunc.parametrize("model_name", params)
+
+
+MAX_MAPS = 30_000  # Linux allows a process 65,530 memory maps; beyond, XLA crashes
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """Drops compiled programs before their memory maps reach the system's limit."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPS:
+        import jax  # here, since it reads the variables above when it is imported
+
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

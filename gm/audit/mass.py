@@ -11,7 +11,7 @@ import numpy as np
 from gm.audit.subject import MAX_STATES, Measured, Subject
 from gm.spec import Estimate
 
-ROWS = 8192  # examples per call
+ROWS = 2048  # examples per call
 MAX_CALLS = 512  # keys that are drawn at most, per condition and state
 TARGET = 0.01  # standard error of a sum of estimates at which drawing stops
 NUM_SAMPLES = 20_000  # of each condition
