@@ -157,10 +157,10 @@ def evaluate_run(
         | {"precision": config.precision, "checkpoint": found.checkpoint}
         | evaluate.provenance()
     )
-    stem = split if dataset is None else f"{_safe(data.name)}-{split}"
+    stem = split if dataset is None else f"{launcher.safe_name(data.name)}-{split}"
     if checkpoint != "best":
         stem += f"-{checkpoint}"
-    stem += "".join(f"-{_safe(pair)}" for pair in fields)
+    stem += "".join(f"-{launcher.safe_name(pair)}" for pair in fields)
     path = evaluate.write_result(found.run.results, stem, row, nats)
     unit = unit_name(row)
     print(
@@ -171,10 +171,6 @@ def evaluate_run(
         print(text)
     if below_floor(row):
         raise InputError(tables.bug_text(row))
-
-
-def _safe(name):
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
 def main(argv: list[str]) -> None:

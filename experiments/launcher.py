@@ -110,6 +110,38 @@ def run_config() -> RunConfig:
     )
 
 
+def write_application(
+    found: Any, stem: str, row: dict[str, Any], picture: Any = None
+) -> str:
+    """Writes RUN/applications/STEM.json and .png; returns their path without the ending.
+
+    Args:
+      found: the run, a `Trained`.
+      stem: names what was done; every flag that changes the outcome is in it.
+      row: JSON values; model, data set, checkpoint and provenance are added.
+      picture: a PIL image, or None.
+    """
+    import io
+
+    from gm.evaluate import provenance
+    from gm.rundir import write_json, write_whole
+
+    path = found.run.applications / safe_name(stem)
+    about = {"model": found.config.model, "dataset": found.config.dataset}
+    about |= {"settings": found.config.settings, "checkpoint": found.checkpoint}
+    if picture is not None:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        write_whole(path.with_name(f"{path.name}.png"), buffer.getvalue())
+    write_json(path.with_name(f"{path.name}.json"), about | row | provenance())
+    return str(path)
+
+
+def safe_name(text: str) -> str:
+    """The text with what a file name should not hold replaced by underscores."""
+    return "".join(c if c.isalnum() or c in "-_=." else "_" for c in text)
+
+
 def _use_compilation_cache():
     # Compiled programs are native code: the folder is the user's own (mode 0700).
     try:

@@ -102,6 +102,11 @@ class RunDirectory:
         """Result rows and per-example nats."""
         return self.path / "results"
 
+    @property
+    def applications(self) -> Path:
+        """What was done with the trained model: a row and a picture each."""
+        return self.path / "applications"
+
     @classmethod
     def open_for_training(cls, path: str | os.PathLike) -> "RunDirectory":
         """Creates and locks the directory, and proves that it can be written.
