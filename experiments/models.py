@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher
+from experiments.presets import PRESETS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("references", False, "compare parameter counts with references")
@@ -95,6 +96,24 @@ REFERENCES = (
         53_659_080,
         "pclucas14/pixel-cnn-pp, nr_resnet 5, 160 filters",
     ),
+    # Our keys also see the channel of ones that marks the image's inside.
+    Reference(
+        "pixelsnail",
+        (32, 32, 3),
+        256,
+        dict(width=256, num_blocks=12, num_resnets=4, num_mixtures=10),
+        91_371_816,
+        "neocxi/pixelsnail-public, h12_noup_smallkey, counted by its layers",
+        1e-3,
+    ),
+    Reference(
+        "vdvae",
+        (32, 32, 3),
+        256,
+        PRESETS["cifar10/vdvae"]["flags"]["set"],
+        39_145_700,
+        "openai/vdvae, cifar10 of hps.py",
+    ),
     Reference(
         "vdm",
         (32, 32, 3),
@@ -143,7 +162,6 @@ def _short(count: int) -> str:
 
 def _preset_params(name: str) -> int:
     """Parameters of a preset; its data set is not loaded."""
-    from experiments.presets import PRESETS
     from gm import data
     from gm.model import load_model
 
@@ -157,7 +175,6 @@ def _preset_params(name: str) -> int:
 
 def table() -> tuple[list[str], list[list[str]]]:
     """Header and a line for each file of gm/models."""
-    from experiments.presets import PRESETS
     from gm.model import load_model, model_names
 
     lines = []

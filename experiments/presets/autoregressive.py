@@ -246,7 +246,8 @@ PRESETS = {
         learning_rate=3e-3,
         ema_decay=0.99,
     ),
-    # Chen et al. (2018): 2.85 bits/dim.
+    # Chen et al. (2018): 2.85 bits/dim. The authors' code at its defaults, 91M
+    # parameters; tables that give 46M do not say of which configuration.
     "cifar10/pixelsnail": preset(
         NOT_RUN,
         dict(
