@@ -72,6 +72,8 @@ def main(argv: list[str]) -> int:
     if bool(FLAGS.model) == FLAGS.all:
         raise InputError("give --model=NAME (may be repeated) or --all")
     _two_devices()
+    import jax
+
     from gm import audit
     from gm.model import model_names
 
@@ -84,6 +86,7 @@ def main(argv: list[str]) -> int:
     for name in names:
         verdicts = audit.audit_model(name, settings=settings, checks=FLAGS.checks)
         failures += _examine(name, verdicts, count)
+        jax.clear_caches()  # too many programs at once pass the limit of memory maps
     if FLAGS.all and FLAGS.checks is None:
         from gm.evaluate import evaluate
 

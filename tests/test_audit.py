@@ -23,9 +23,13 @@ TINY = {
 }
 
 
+@pytest.mark.parametrize(
+    "subjects",
+    [pytest.param(audit.QUICK, id="quick"), pytest.param(None, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("check", audit.CHECKS)
-def test_model_passes(model_name, check):
-    [verdict] = audit.audit_model(model_name, checks=[check])
+def test_model_passes(model_name, check, subjects):
+    [verdict] = audit.audit_model(model_name, checks=[check], subjects=subjects)
     print(verdict)
     if verdict.status == "skip":
         pytest.skip(verdict.figure)

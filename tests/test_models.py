@@ -16,7 +16,12 @@ from gm.config import TrainConfig
 from gm.model import load_model, log_prob
 from gm.train import init_state, make_optimizer, train_step
 
-SPECS = ("image", "colour", "vector", "binary")
+SLOW = pytest.mark.slow
+SPECS = (
+    "colour",
+    "vector",
+    *(pytest.param(s, marks=SLOW) for s in ("image", "binary")),
+)
 
 
 def make(name, spec):
