@@ -2,6 +2,7 @@
 
 python -m experiments.models                     # the table
 python -m experiments.models --references        # parameters against reference counts
+python -m experiments.models --quality           # presets of real data against papers
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from experiments.presets import PRESETS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("references", False, "compare parameter counts with references")
+flags.DEFINE_bool("quality", False, "what presets of real data reached, and papers")
 
 _RESOLUTION = {"solids": 16, "photos": 32, "tiny_shakespeare": 256}  # "R" of the table
 
@@ -214,6 +216,20 @@ def references() -> tuple[list[str], list[list[str]], bool]:
     return [*header, "reference is"], lines, good
 
 
+def quality() -> tuple[list[str], list[list[str]]]:
+    """Header, and a line for each preset that has a published number or a cost."""
+    from experiments.published import target
+
+    lines = []
+    for name, values in sorted(PRESETS.items()):
+        published, measured = values["published"], values["measured"]
+        if published or measured:
+            dataset = values["flags"]["dataset"]
+            aim = target(dataset, published) if published else ""
+            lines.append([f"`{name}`", values["obtained"], aim, measured])
+    return ["preset", "reached", "published (`?`: not checked)", "measured"], lines
+
+
 def main(argv: list[str]) -> int:
     """Prints a Markdown table; status 1 if a count is not the reference's."""
     from gm.tables import markdown
@@ -222,6 +238,8 @@ def main(argv: list[str]) -> int:
     good = True
     if FLAGS.references:
         header, lines, good = references()
+    elif FLAGS.quality:
+        header, lines = quality()
     else:
         header, lines = table()
     print(markdown(header, lines))

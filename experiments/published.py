@@ -34,6 +34,24 @@ def same_protocol(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def target(dataset: str, model: str) -> str:
+    """The lowest published number of a model on a data set, such as "2.92 bits/dim".
+
+    A trailing `?` says that it was not checked in its paper.
+
+    Raises:
+      KeyError: there is none of that name.
+    """
+    found = [
+        e for e in _file()["numbers"] if e["dataset"] == dataset and e["model"] == model
+    ]
+    if not found:
+        raise KeyError(f"published.json has no {model} on {dataset}")
+    best = min(found, key=lambda e: e["number"])
+    doubt = "" if best["checked"] else "?"
+    return f"{best['number']:g}{doubt} {best['unit']} ({model})"
+
+
 def lines(row: dict[str, Any]) -> list[list[str]]:
     """What a table shows of them, the best first: see HEADER."""
     return [

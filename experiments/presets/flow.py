@@ -77,6 +77,7 @@ PRESETS = {
         save_every=2000,
         ema_decay=0.999,
         num_valid_examples=1000,
+        published="Glow",
     ),
     # Kingma & Dhariwal (2018); they normalise a first batch, and use Adamax.
     "cifar10/glow": preset(
@@ -90,6 +91,7 @@ PRESETS = {
         save_every=5000,
         ema_decay=0.999,
         num_valid_examples=2000,
+        published="Glow",
     ),
     "digits/nice": preset(
         "<= 2.0151 ± 0.0114 bits/dim",
@@ -110,6 +112,7 @@ PRESETS = {
         learning_rate=1e-3,
         valid_every=5000,
         save_every=5000,
+        published="NICE (pytorch-generative)",
     ),
     "pocket_cube/nice": preset(
         "<= 51.167 ± 0.020 bits/object",
@@ -138,6 +141,7 @@ PRESETS = {
         learning_rate=1e-4,
         valid_every=2000,
         save_every=5000,
+        published="MAF",
     ),
     "pocket_cube/maf": preset(
         "<= 51.461 ± 0.014 bits/object",
@@ -197,6 +201,7 @@ PRESETS = {
         save_every=5000,
         ema_decay=0.9999,
         num_valid_examples=2000,
+        published="TarFlow",
     ),
     # The same for smaller images, sized for one GPU.
     "cifar10/tarflow": preset(
@@ -230,6 +235,7 @@ PRESETS = {
         save_every=5000,
         ema_decay=0.999,
         num_valid_examples=2000,
+        published="Flow++",
     ),
     # Kolesnikov et al. (2024), 200 epochs: 3.72 bits/dim; 3.66 with 64 couplings of 5.
     "downsampled_imagenet/64x64/jet": preset(
@@ -242,6 +248,7 @@ PRESETS = {
         valid_every=5000,
         save_every=5000,
         num_valid_examples=2000,
+        published="Jet, 64 couplings, block depth 5",
     ),
     "cifar10/jet": preset(
         NOT_RUN,

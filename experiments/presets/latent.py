@@ -33,6 +33,7 @@ PRESETS = {
         ema_decay=0.9999,
         valid_every=10_000,
         save_every=10_000,
+        published="VDM",
     ),
     "digits/vqvae": preset(
         "<= 2.0733 ± 0.0144 bits/dim",
@@ -140,6 +141,7 @@ PRESETS = {
         dict(width=32, num_latents=40, dropout_rate=0.1),
         num_steps=30000,
         num_importance_samples=500,
+        published="VAE (pythae)",
     ),
     # Burda et al. (2016): 50 draws of each latent in the objective, one layer of 50.
     "binarized_mnist/vae-iwae": hundred_epochs(
@@ -148,6 +150,7 @@ PRESETS = {
         num_steps=250000,
         valid_every=5000,
         num_importance_samples=5000,
+        published="IWAE, 50 training samples (pythae)",
     ),
     "sayings/vae": preset(
         "<= 146.339 ± 1.273 bits/object",
@@ -176,6 +179,7 @@ PRESETS = {
         ema_decay=0.9999,
         valid_every=15000,
         save_every=15000,
+        published="VDVAE, mean of 4 seeds",
     ),
     "pocket_cube/vdvae": preset(
         "<= 53.9917 ± 0.0036 bits/object",
@@ -197,5 +201,6 @@ PRESETS = {
         num_steps=15000,
         batch_size=64,
         num_importance_samples=500,
+        published="LVAE, 12 layers (ladder-vae-pytorch)",
     ),
 }

@@ -5,20 +5,35 @@ from typing import Any
 NOT_RUN = "not run yet"
 
 
-def preset(obtained: str, model_fields: dict[str, Any], **flags: Any) -> dict[str, Any]:
+def preset(
+    obtained: str,
+    model_fields: dict[str, Any],
+    *,
+    published: str = "",
+    measured: str = "",
+    **flags: Any,
+) -> dict[str, Any]:
     """Flags that were tried, with what they gave.
 
     Args:
       obtained: what a run printed for the test split (seed 0, CPU), or NOT_RUN.
       model_fields: what --set says.
+      published: the model of published.json whose number is the target.
+      measured: of a number on real data, its cost: commit, seeds, time, device.
       **flags: of `train`.
     """
-    return {"obtained": obtained, "flags": flags | {"set": model_fields}}
+    about = {"obtained": obtained, "published": published, "measured": measured}
+    return about | {"flags": flags | {"set": model_fields}}
 
 
-def hundred_epochs(model_fields: dict[str, Any], **flags: Any) -> dict[str, Any]:
+def hundred_epochs(model_fields: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A paper's size on binarized MNIST, 50,000 training images; the optimiser is ours."""
-    default = dict(num_steps=50000, batch_size=100, valid_every=1000, save_every=5000)
-    return preset(
-        NOT_RUN, model_fields, **(default | dict(num_valid_examples=10000) | flags)
+    given = dict(
+        obtained=NOT_RUN,
+        num_steps=50000,
+        batch_size=100,
+        valid_every=1000,
+        save_every=5000,
+        num_valid_examples=10000,
     )
+    return preset(model_fields=model_fields, **(given | changes))
