@@ -69,10 +69,10 @@ class Unshifted(Transformer):
     """Token d carries symbol d: the start token was forgotten."""
 
     def conditionals(self, x, cond=None, *, train=False):
-        h = self.embed(x) + self._position_embedding() + self.condition(cond)[:, None]
+        h = self.embed(x) + self._places() + self.condition(cond)[:, None]
         for block in self.blocks:
             h, _ = block(h, train=train)
-        return self.head(self.norm(h))
+        return self._read(h)
 
 
 @caught_by("normalisation")

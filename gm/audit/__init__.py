@@ -153,7 +153,11 @@ def check_model(
         return Verdict(name, "skip", f"needs {check.wanted}")
     figures: list[Measured] = []
     refusals = []
-    exact = getattr(cls, "estimate", None) is Estimate.EXACT
+    try:  # of an instance, since it may depend on the fields
+        estimate = getattr(cls(shape=(1,), num_values=2, **settings), "estimate", None)
+    except Exception as error:
+        return _crash(name, error)
+    exact = estimate is Estimate.EXACT
     where = check.where + (check.if_exact if exact else ())
     if subjects is not None:
         where = tuple(pair for pair in where if pair in subjects)
