@@ -105,11 +105,8 @@ def test_condition_is_required(model_name):
 
 
 def test_bfloat16_network_keeps_a_float32_likelihood(model_name):
-    module = load_model(model_name)
-    model, params = make(model_name, "image")
-    low = module.Model(
-        shape=(8, 8, 1), num_values=4, precision="bfloat16", **module.TINY
-    )
+    model, params = make(model_name, "pixels")
+    low = model.clone(precision="bfloat16")
     x, _ = batch(model)
     a = jitted()(model, params, x, None, jax.random.key(2))[0]
     b = jitted()(low, params, x, None, jax.random.key(2))[0]

@@ -11,7 +11,7 @@ from gm.errors import InputError
 from gm.flow import PREPROCESSING
 from gm.model import init_params, load_model, log_prob
 from gm.models import glow, maf, spline
-from gm.nn.invertible import ActNorm, Repeated
+from gm.nn.invertible import ActNorm, Repeated, rotation
 
 
 def build(name, shape, num_values=4, **fields):
@@ -132,7 +132,7 @@ def test_actnorm_starts_as_inputs_of_a_mean_square_need():
 
 @pytest.mark.parametrize("channels", [1, 2, 12])
 def test_glow_convolutions_start_as_a_rotation(channels):
-    p, lower, upper, log_s, sign = glow.rotation(channels)
+    p, lower, upper, log_s, sign = rotation(channels)
     eye = np.eye(channels)
     matrix = p @ (lower + eye) @ (upper + np.diag(sign * np.exp(log_s)))
     np.testing.assert_allclose(matrix @ matrix.T, eye, atol=1e-5)
