@@ -227,6 +227,11 @@ def evaluate(
             f"--{'k_curve' if k_curve else 'interval'}: {type(model).__name__} gives "
             f"{_SAID[model.estimate]}, of which there are no importance weights"
         )
+    if interval and getattr(model, "dequantizer", "uniform") != "uniform":
+        raise InputError(
+            f"--interval: with dequantizer={model.dequantizer} the noise of its own "
+            "samples has no known density; leave it out (--k_curve may be given)"
+        )
     k = check_importance_samples(model, num_importance_samples)
     if k_curve and k < 2:
         raise InputError(

@@ -157,6 +157,13 @@ def _parse(text: str, kind: Any) -> Any:
     return value
 
 
+def _negative(value):
+    """Whether an integer, or one of several, is below 0: no count or size is."""
+    if isinstance(value, tuple):
+        return any(map(_negative, value))
+    return isinstance(value, int) and value < 0
+
+
 def parse_settings(cls: type, settings: Mapping[str, str]) -> dict[str, Any]:
     """Checks `--set=field=value` pairs against a model's fields, by name and type.
 
@@ -181,6 +188,8 @@ def parse_settings(cls: type, settings: Mapping[str, str]) -> dict[str, Any]:
                 f"--set={name}={text}: {name} of {cls.__name__} is of type {wanted}, "
                 f"such as {valid[name].default}"
             ) from None
+        if _negative(parsed[name]):
+            raise InputError(f"--set={name}={text}: give 0 or more")
         if name.endswith("_rate") and not 0 <= parsed[name] < 1:
             raise InputError(f"--set={name}={text}: a rate is from 0 to below 1")
     return parsed

@@ -90,7 +90,8 @@ class PixelModel(AutoregressiveModel):
     def pixels(
         self, view: View, x: jax.Array, above: Any, cond: Any, train: bool
     ) -> jax.Array:
-        """Features of each pixel: x [B, h, w, F] holds the one to the left of each."""
+        """Features of each pixel: x [B, h, w, F] holds the one before it, also of the row
+        above: `view.after_first(x, "column")` is the one to the left."""
         raise NotImplementedError
 
     def embed_cond(self, cond: jax.Array | None) -> jax.Array | None:
@@ -132,8 +133,9 @@ class PixelModel(AutoregressiveModel):
         above = None
         if self.has_rows:
             above = self.rows(view, view.delay(seen), embedding, train)
-        left = jnp.pad(seen[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
-        h = self.pixels(view, left, above, embedding, train)
+        line = seen.reshape(len(seen), -1, seen.shape[-1])
+        before = jnp.pad(line[:, :-1], ((0, 0), (1, 0), (0, 0))).reshape(seen.shape)
+        h = self.pixels(view, before, above, embedding, train)
         return self.head(h, image).reshape(*x.shape, -1)
 
     def _run_row(self, place, line, cond, buffers):
@@ -147,7 +149,8 @@ class PixelModel(AutoregressiveModel):
         """(Features [B, width], buffers) of a pixel, `pixel` being the one before."""
         height, width, _ = self.image_shape
         view = Pixel(*place, width, height * width, buffers)
-        x = view.after_first(self.inputs(pixel)[:, None, None], "column")
+        first = (place[0] == 0) & (place[1] == 0)
+        x = jnp.where(first, 0, self.inputs(pixel)[:, None, None])
         h = self.pixels(view, x, above, cond, False)
         return h[:, 0, 0], view.buffers
 

@@ -49,7 +49,7 @@ def contents(directory):
         ("--set=widht=3", ("--set=widht=3", "did you mean width?", "depth")),
         ("--set=width=abc", ("--set=width=abc", "of type int", "512")),
         ("--set=width=0", ("--set=width=0", "empty")),
-        ("--set=depth=-1", ("--set=depth=-1", "cannot be built")),
+        ("--set=depth=-1", ("--set=depth=-1", "give 0 or more")),
         ("--set=dropout_rate=2", ("--set=dropout_rate=2", "below 1")),
         ("--learning_rte=3", ("learning_rte", "learning_rate")),
         ("--learning_rate=fast", ("--learning_rate=fast", "float")),

@@ -106,6 +106,11 @@ def test_curves_and_intervals_of_what_has_no_weights_are_refused():
     for flag in ("k_curve", "interval"):
         with pytest.raises(InputError, match=f"--{flag}: MADE gives exact"):
             evaluate.evaluate(model, params, dataset, "test", **{flag: True})
+    learned = load_model("realnvp").Model(
+        shape=(2, 2, 1), num_values=3, dequantizer="variational"
+    )
+    with pytest.raises(InputError, match="--interval: with dequantizer=variational"):
+        evaluate.evaluate(learned, None, dataset, "test", interval=True)
     model, params = tiny("vae", 0)
     with pytest.raises(InputError, match="--k_curve"):
         evaluate.evaluate(model, params, dataset, "test", k_curve=True)

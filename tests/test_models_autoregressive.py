@@ -13,7 +13,7 @@ from gm.audit.subject import parameters
 from gm.bounds import logmeanexp
 from gm.errors import InputError
 from gm.model import init_params, load_model, log_prob
-from gm.models import transformer
+from gm.models import made, transformer
 from gm.spec import CondSpec
 
 CLASSES = CondSpec("class", 3)
@@ -239,3 +239,13 @@ def test_transformer_refuses_what_gpt2_lacks():
     model = transformer.Model(shape=(4,), num_values=3, style="gpt2", any_order=True)
     with pytest.raises(InputError, match="it has no any_order"):
         init_params(model, jax.random.key(0))
+
+
+def test_made_of_few_units_says_what_it_does_not_see():
+    """5 units for 12 symbols: some degrees are missing, and audited so."""
+    narrow = made.TINY | dict(width=5)
+    field = made.Model(shape=(12,), num_values=2, **narrow).receptive_field
+    assert (np.tri(12, k=-1, dtype=bool) & ~field).sum() > 0
+    assert not np.triu(field).any()
+    verdict = audit.check_model(made.Model, narrow, "receptive_field", audit.QUICK)
+    assert verdict.status == "pass", verdict.figure

@@ -149,6 +149,16 @@ def test_number_of_parameters_is_that_of_the_authors_code():
     assert count == 30_578_181 - 512
 
 
+@pytest.mark.parametrize(
+    "field", ["num_timesteps", "num_eval_times", "num_sample_steps"]
+)
+def test_numbers_of_times_that_make_no_bound_are_refused(field):
+    least = 0 if field == "num_timesteps" else 1
+    model = VDM(**GIVEN, **{field: least - 1})
+    with pytest.raises(InputError, match=f"{field}.*{least} or more"):
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def test_a_schedule_that_falls_is_refused():
     model = VDM(**GIVEN, gamma_min=1.0, gamma_max=0.0)
     with pytest.raises(InputError, match="gamma_max"):

@@ -198,3 +198,16 @@ def test_spline_is_a_monotone_map_of_the_interval(size):
     np.testing.assert_allclose(
         log_slope[1:-1], jnp.log(slope), atol=1e-3 if size < 10 else 0.05
     )
+
+
+def test_glow_refuses_what_it_cannot_couple():
+    model = glow.Model(shape=(5, 7, 1), num_values=4, **glow.TINY)
+    with pytest.raises(InputError, match="no channels to couple"):
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("num_bins", [0, 2000])
+def test_spline_refuses_bins_that_leave_no_room(num_bins):
+    model = spline.Model(shape=(4,), num_values=4, num_bins=num_bins)
+    with pytest.raises(InputError, match="num_bins"):
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -150,5 +150,13 @@ def test_vdvae_refuses_blocks_that_do_not_fit(field, text, says):
 
 
 def test_vdvae_default_blocks_end_at_one():
-    assert default_blocks(8, 1) == ("8d8,1x1", "1x1,8m1")
-    assert default_blocks(28, 2)[0] == "28x1,28d2,14x1,14d2,7x1,7d7,1x2"
+    def square(resolution):
+        return resolution, resolution
+
+    assert default_blocks(8, 1, square) == ("8d8,1x1", "1x1,8m1")
+    assert default_blocks(28, 2, square)[0] == "28x1,28d2,14x1,14d2,7x1,7d7,1x2"
+
+
+@pytest.mark.parametrize("shape", [(16, 5, 1), (5, 13, 1), (9, 40, 2), (1, 9, 1)])
+def test_vdvae_fits_images_that_are_not_square(shape):
+    num_params(VDVAE(shape=shape, num_values=3, width=4, depth=1, num_latents=1))

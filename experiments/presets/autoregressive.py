@@ -1,6 +1,6 @@
 """Presets of autoregressive models; `preset` in the package says what one is."""
 
-from experiments.presets.preset import NOT_RUN, hundred_epochs, preset
+from experiments.presets.preset import NOT_RUN, preset, static_mnist
 
 PRESETS = {
     "digits/independent": preset(
@@ -64,11 +64,11 @@ PRESETS = {
         measured="seed 0, 1000 s of a CPU core",
         published="MADE",
     ),
-    "binarized_mnist/made-fvsbn": hundred_epochs(
+    "binarized_mnist/made-fvsbn": static_mnist(
         dict(depth=0),
         published="FVSBN",
     ),
-    "binarized_mnist/made-500": hundred_epochs(
+    "binarized_mnist/made-500": static_mnist(
         dict(width=500, activation="relu"),
         published="MADE",
     ),
@@ -81,7 +81,7 @@ PRESETS = {
         ema_decay=0.995,
     ),
     # 32 masks as in Germain et al. (2015), who have 8000 hidden units.
-    "binarized_mnist/made_ensemble": hundred_epochs(
+    "binarized_mnist/made_ensemble": static_mnist(
         dict(width=500, num_orders=32),
         published="MADE, 32 masks",
     ),
@@ -93,7 +93,7 @@ PRESETS = {
         valid_every=100,
         ema_decay=0.995,
     ),
-    "binarized_mnist/nade": hundred_epochs(
+    "binarized_mnist/nade": static_mnist(
         dict(width=500),
         published="NADE (2011)",
     ),
@@ -155,7 +155,7 @@ PRESETS = {
         num_importance_samples=64,
     ),
     # The width and depth of image transformers at this size; the budget is of a GPU.
-    "binarized_mnist/transformer": hundred_epochs(
+    "binarized_mnist/transformer": static_mnist(
         dict(width=256, depth=6, num_heads=8, dropout_rate=0.15),
         learning_rate=5e-4,
         warmup_steps=1000,

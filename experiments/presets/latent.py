@@ -1,6 +1,6 @@
 """Presets of latent-variable models; `preset` in the package says what one is."""
 
-from experiments.presets.preset import NOT_RUN, hundred_epochs, preset
+from experiments.presets.preset import NOT_RUN, preset, static_mnist
 
 PRESETS = {
     "digits/vdm": preset(
@@ -100,7 +100,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     # McLachlan & Peel's mixture of Bernoullis as in Larochelle & Murray (2011).
-    "binarized_mnist/mixture": hundred_epochs(
+    "binarized_mnist/mixture": static_mnist(
         dict(num_components=500), learning_rate=0.02
     ),
     "digits/vae": preset(
@@ -137,14 +137,14 @@ PRESETS = {
         num_importance_samples=8,
     ),
     # Meant for 2 h of training on 2 CPU cores; 500 draws for the test split take as long.
-    "binarized_mnist/vae": hundred_epochs(
+    "binarized_mnist/vae": static_mnist(
         dict(width=32, num_latents=40, dropout_rate=0.1),
         num_steps=30000,
         num_importance_samples=500,
         published="VAE (pythae)",
     ),
     # Burda et al. (2016): 50 draws of each latent in the objective, one layer of 50.
-    "binarized_mnist/vae-iwae": hundred_epochs(
+    "binarized_mnist/vae-iwae": static_mnist(
         dict(width=200, num_latents=50, num_train_samples=50, dropout_rate=0.1),
         batch_size=20,
         num_steps=250000,
@@ -189,7 +189,7 @@ PRESETS = {
         num_importance_samples=8,
     ),
     # Meant for 2 h of training on 2 CPU cores; 500 draws for the test split take as long.
-    "binarized_mnist/vdvae": hundred_epochs(
+    "binarized_mnist/vdvae": static_mnist(
         dict(
             width=32,
             num_latents=8,

@@ -182,7 +182,7 @@ def receptive_field(subject: Subject) -> Iterator[Measured]:
     claimed &= np.asarray(getattr(subject.model, "receptive_field", claimed), bool)
     blind = claimed & (table <= 1e-9)
     what = f"{blind.sum()} of {claimed.sum()} earlier symbols unseen: share"
-    yield Measured(what, blind.sum() / max(claimed.sum(), 1), 0.05)
+    yield Measured(what, blind.sum() / max(claimed.sum(), 1), 0)
 
 
 def cache(subject: Subject) -> Iterator[Measured]:

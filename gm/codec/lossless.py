@@ -47,10 +47,10 @@ def codec_class(model: LikelihoodModel) -> Any:
                     "which takes uniform noise (train with --set=dequantizer=uniform)"
                 )
             return codec
-    wanted = ", ".join(" with ".join(names) for names in _CODECS)
     raise InputError(
-        f"{type(model).__name__} cannot be a codec: it has none of {wanted} "
-        "(see gm/autoregressive.py, gm/latent.py, gm/flow.py)"
+        f"{type(model).__name__} cannot be a codec: that takes cached steps (models of "
+        "the autoregressive family), a posterior and a decoder (vae), or layers that are "
+        "coded entry by entry (realnvp, idf)"
     )
 
 

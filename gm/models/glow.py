@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gm.errors import InputError
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.conditioning import CondEmbedding
@@ -178,6 +179,12 @@ class Glow(MultiScaleFlow):
         halvings = num_halvings(self.shape, smallest=1) if image else 0
         self.scales = max(min(halvings, self.num_scales), 1)
         self.squeezed = halvings > 0
+        if image and self.layout[-1] == 1 and not self.squeezed and self.num_dims > 1:
+            raise InputError(
+                f"--model=glow: {self.shape[0]}x{self.shape[1]} images of one channel "
+                "have no channels to couple; give another --resolution, or realnvp, "
+                "which couples pixels"
+            )
         args = (self.width, self.affine, self.dropout_rate, self.dtype)
         self.flows = [
             Repeated(Step(*args, parent=None), self.depth) for _ in range(self.scales)

@@ -7,6 +7,9 @@ a degree m(k); it sees inputs of number <= m(k), and output d sees hidden units 
 (depth=0) it is the fully visible sigmoid belief network: a logistic regression of each
 x_d on x_<d (Frey et al. 1996).
 
+With fewer hidden units than symbols some degrees are missing, as in the paper: then a
+symbol does not see the few just before it, and `receptive_field` says which.
+
 Deviations from the paper: SiLU by default, for ReLU; degrees are even, not random; symbols
 of up to 32 values are given one-hot.
 """
@@ -135,9 +138,19 @@ class MADE(MaskedNetwork, AutoregressiveModel):
     """One mask, in the raster order: the conditionals are at hand, and cached."""
 
     def degrees(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Degrees run evenly, so that no position is short of units."""
+        """Degrees run evenly, so that positions have about as many units each."""
         even = even_degrees(self.width, self.num_dims, self.lowest_degree)
         return np.arange(1, self.num_dims + 1)[None], [even[None]] * self.depth
+
+    @property
+    def receptive_field(self) -> np.ndarray:
+        """Bool [D, D]: symbol i sees up to the largest degree that is below its place."""
+        if not self.depth:
+            return super().receptive_field
+        [places], [[degrees], *_] = self.degrees()
+        below = degrees < places[:, None]  # [D, width]
+        seen = np.where(below, degrees, 0).max(axis=1)
+        return places <= seen[:, None]
 
     def conditionals(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False

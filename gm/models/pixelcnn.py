@@ -219,6 +219,7 @@ class PixelCNN(PixelModel):
         self, view: View, x: jax.Array, above: Any, cond: Any, train: bool
     ) -> jax.Array:
         """Features for the head, after ReLU."""
+        x = view.after_first(x, "column")  # the pixel to the left
         if not self.gated:
             h = self.left(view, x)
             if above is not None:

@@ -9,10 +9,11 @@ the position, queries of features and position,
 and a last residual block hears of what was mixed. Attention reaches every pixel before,
 whatever the depth. Blocks and head are those of PixelCNN++.
 
-Deviations from the paper: a pixel's features do not see the pixel itself, so it attends to
-its own features as well as to those before (the paper's keys see their pixel, so theirs
-excludes it); scores are divided by sqrt(d). No data-dependent initialisation; blocks start
-near the identity. Up to 32 values the head is a table by default.
+Deviations from the paper: keys and values are given the pixel before theirs, so a pixel
+attends to its own position as well as to those before (the paper's keys see their own
+pixel, so theirs excludes it); scores are divided by sqrt(d). No data-dependent
+initialisation; blocks start near the identity. Up to 32 values the head is a table by
+default.
 """
 
 from typing import Any
@@ -45,7 +46,11 @@ class SnailBlock(nn.Module):
         cond: jax.Array | None,
         train: bool,
     ) -> jax.Array:
-        """H [B, h, w, width], image [B, h, w, F], place [1, h, w, 2] -> as h."""
+        """H [B, h, w, width], image [B, h, w, F], place [1, h, w, 2] -> as h.
+
+        `image` holds the pixel before each in raster order, the last of a row included, so
+        that attention reaches all of them.
+        """
 
         def resnet(size, name):
             return GatedResnet(

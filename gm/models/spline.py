@@ -31,6 +31,7 @@ from gm.nn.conditioning import CondEmbedding
 from gm.nn.coupling import Conditioner, arrange, kinds, mask
 
 MIN_SIZE = 1e-3  # of a bin, as a part of the interval, and of a slope
+MAX_BINS = 500  # half of the interval is left to be divided as the network says
 
 
 def _knots(logits):
@@ -138,6 +139,8 @@ class NeuralSplineFlow(MultiScaleFlow):
                 f"--set=preprocessing={self.preprocessing}: the splines are on the "
                 "data's range itself; leave it at identity"
             )
+        if not 1 <= self.num_bins <= MAX_BINS:
+            raise InputError(f"--set=num_bins={self.num_bins}: give 1 to {MAX_BINS}")
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
         self.couplings = [
             SplineCoupling(kind, parity, self.num_bins, *args)

@@ -182,6 +182,9 @@ class NoiseSchedule(nn.Module):
         return start + span * (rise(t) - low) / (high - low)
 
 
+_LEAST = dict(num_timesteps=0, num_eval_times=1, num_sample_steps=1)
+
+
 class VDM(LikelihoodModel):
     """Diffusion with a learnt noise schedule; a bound on log P(x)."""
 
@@ -203,6 +206,11 @@ class VDM(LikelihoodModel):
         """Network, schedule and the embedding of the condition."""
         if self.width % 2:
             raise InputError(f"--set=width={self.width}: give an even number")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"--set={name}={getattr(self, name)}: give {least} or more"
+                )
         if self.gamma_low >= self.gamma_max:
             raise InputError(
                 f"--set=gamma_max={self.gamma_max}: give more than gamma_min, "

@@ -148,7 +148,7 @@ class VDVAE(PixelDecoder):
     @property
     def runs(self) -> tuple[list[Run], list[Run]]:
         """Blocks of the encoder and of the decoder; InputError if they do not fit."""
-        default = default_blocks(self.shape[0], self.depth)
+        default = default_blocks(self.shape[0], self.depth, self._grid)
         down = parse_runs("encoder_blocks", self.encoder_blocks or default[0])
         up = parse_runs("decoder_blocks", self.decoder_blocks or default[1])
         check_runs(down, up, self._grid, self.shape[0])
@@ -156,6 +156,8 @@ class VDVAE(PixelDecoder):
 
     def _grid(self, resolution):
         """(H, W) at a resolution; that of a sequence has width 1."""
+        if resolution == 1 < self.shape[0]:
+            return 1, 1
         width = self.shape[1] if len(self.shape) == 3 else 1
         return resolution, max(width * resolution // self.shape[0], 1)
 

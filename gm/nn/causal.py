@@ -143,6 +143,6 @@ class FirstLayer(nn.Module):
         return view.after_first(self.above(view, x), "row")
 
     def pixels(self, view: View, x: jax.Array, above: jax.Array | None) -> jax.Array:
-        """X [B, h, w, F], the pixel to the left of each -> [B, h, w, width]."""
+        """X [B, h, w, F], the pixel before each -> [B, h, w, width]."""
         h = view.after_first(self.left(view, x), "column")
         return h if above is None else h + view.pick(above)

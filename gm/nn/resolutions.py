@@ -67,10 +67,13 @@ def parse_runs(field: str, text: str) -> list[Run]:
     return runs
 
 
-def default_blocks(height: int, depth: int) -> tuple[str, str]:
-    """Halves down to at most 8 or an odd number, then goes to 1: `depth` blocks at each."""
+Grid = Callable[[int], tuple[int, int]]  # resolution -> (H, W)
+
+
+def default_blocks(height: int, depth: int, grid: Grid) -> tuple[str, str]:
+    """Halves down to at most 8 or an odd side, then goes to 1: `depth` blocks at each."""
     sides = [height]
-    while sides[-1] > 8 and sides[-1] % 2 == 0:
+    while sides[-1] > 8 and _divides(grid, sides[-1], sides[-1] // 2):
         sides.append(sides[-1] // 2)
     sides += [1] if sides[-1] > 1 else []
     down, up = [], [f"1x{depth}"]
@@ -81,10 +84,16 @@ def default_blocks(height: int, depth: int) -> tuple[str, str]:
     return ",".join([*down, f"1x{depth}"]), ",".join(up)
 
 
+def _divides(grid, fine, coarse):
+    """Whether each pixel of the coarse resolution is a block of the fine one's."""
+    pairs = zip(grid(fine), grid(coarse), strict=True)
+    return fine % coarse == 0 and not any(a % b for a, b in pairs)
+
+
 def check_runs(
     down: list[Run],
     up: list[Run],
-    grid: Callable[[int], tuple[int, int]],
+    grid: Grid,
     height: int,
 ) -> None:
     """InputError if the runs of an encoder and a decoder do not fit together.
@@ -98,13 +107,12 @@ def check_runs(
     side, found = height, {height}
     for run in down:
         low = side // run.pool
-        pairs = zip(grid(side), grid(max(low, 1)), strict=True)
-        divides = side % run.pool == 0 and not any(a % b for a, b in pairs)
+        divides = side % run.pool == 0 and _divides(grid, side, max(low, 1))
         if run.resolution != side or not divides:
             raise InputError(
                 f"encoder_blocks: {run.resolution} does not follow, or cannot be pooled "
                 f"by {run.pool}, where the resolution is {side} (an image of height "
-                f"{height}); give --set=encoder_blocks={default_blocks(height, 1)[0]}"
+                f"{height}); give --set=encoder_blocks={default_blocks(height, 1, grid)[0]}"
             )
         side = low
         found.add(side)
@@ -115,13 +123,14 @@ def check_runs(
             raise InputError(
                 f"decoder_blocks: {run.resolution}, or what is mixed in there, is not at "
                 f"hand (the encoder has {sorted(found)}); give such as "
-                f"--set=decoder_blocks={default_blocks(height, 1)[1]}"
+                f"--set=decoder_blocks={default_blocks(height, 1, grid)[1]}"
             )
         seen.add(run.resolution)
     if up[-1].resolution != height:
         raise InputError(
             f"decoder_blocks: ends at resolution {up[-1].resolution}, the image's is "
-            f"{height}; give such as --set=decoder_blocks={default_blocks(height, 1)[1]}"
+            f"{height}; give such as "
+            f"--set=decoder_blocks={default_blocks(height, 1, grid)[1]}"
         )
 
 
