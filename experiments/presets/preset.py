@@ -28,7 +28,7 @@ def preset(
 
 def static_mnist(model_fields: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """On static binarized MNIST, by default for 100 epochs of its 50,000 images."""
-    given = dict(
+    given: dict[str, Any] = dict(
         obtained=NOT_RUN,
         num_steps=50000,
         batch_size=100,
