@@ -10,7 +10,7 @@ from gm.checkpoint import Checkpoints
 from gm.config import RunConfig
 from gm.data.dataset import Dataset
 from gm.errors import InputError
-from gm.model import LikelihoodModel, init_params, load_model
+from gm.model import LikelihoodModel, ending, init_params, load_model
 from gm.rundir import RunDirectory
 from gm.spec import CondSpec
 
@@ -23,6 +23,7 @@ def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
         "unit": dataset.unit,
         "preprocessing": dataset.preprocessing,
         "symbols": dataset.symbols,
+        "end": dataset.end,
         "cond": dataclasses.asdict(dataset.cond)
         if conditional and dataset.cond
         else None,
@@ -34,11 +35,13 @@ def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
     cond = data["cond"]
     if cond is not None:
         cond = CondSpec(**{k: _tuple(v) for k, v in cond.items()})
-    return load_model(config.model).Model(
+    cls = load_model(config.model).Model
+    return cls(
         shape=tuple(data["shape"]),
         num_values=data["num_values"],
         cond=cond,
         precision=config.precision,
+        **ending(cls, data.get("end")),
         **{k: _tuple(v) for k, v in config.settings.items()},
     )
 
