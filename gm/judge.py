@@ -154,13 +154,8 @@ def _images(dataset, sets, seed):
     spaces = {f"pca_{pixels.n_components_}": lambda x: pixels.transform(flat(x))}
     found: dict[str, Any] = {}
     if sets.train is not None and sets.train_labels is not None:
-        assert dataset.cond is not None
         classifier = classify.fit_classifier(
-            sets.train,
-            sets.train_labels,
-            dataset.num_values,
-            dataset.cond.size,
-            seed=seed,
+            sets.train, sets.train_labels, dataset.num_values, seed=seed
         )
         spaces["classifier"] = lambda x: classifier(x)[1]
         accuracy = np.mean(classifier(sets.real)[0] == sets.labels)

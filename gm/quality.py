@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 NEIGHBOURS_PRECISION = 3  # k of Kynkaanniemi et al.
@@ -26,7 +25,8 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """
     cov_x, cov_y = (np.atleast_2d(np.cov(v, rowvar=False)) for v in (x, y))
     # C_x^(1/2) C_y C_x^(1/2) has the eigenvalues of C_x C_y, and is symmetric.
-    root = np.real(sqrtm(cov_x))
+    values, vectors = np.linalg.eigh(cov_x)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     eigenvalues = np.linalg.eigvalsh(root @ cov_y @ root)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     mean = ((x.mean(0) - y.mean(0)) ** 2).sum()
