@@ -2,7 +2,7 @@
 
 Samples are compared with as many examples of a split, under the conditions of those
 examples; beside each figure stands its floor, that of training examples in the place of
-samples.
+samples. (The features were fitted to training examples, the floor's among them.)
 """
 
 import dataclasses

@@ -24,10 +24,16 @@ def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
         "preprocessing": dataset.preprocessing,
         "symbols": dataset.symbols,
         "end": dataset.end,
-        "cond": dataclasses.asdict(dataset.cond)
-        if conditional and dataset.cond
-        else None,
+        "cond": _describe_cond(dataset.cond) if conditional and dataset.cond else None,
     }
+
+
+def _describe_cond(cond):
+    """As a dictionary; `optional` where it is so, as runs of older versions have it."""
+    values = dataclasses.asdict(cond)
+    return (
+        values if cond.optional else {k: values[k] for k in values if k != "optional"}
+    )
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
