@@ -61,8 +61,9 @@ def _load_dataset(trained, name, data_dir):
             f"--dataset={dataset.name}: {dataset.shape} of {dataset.num_values} values; "
             f"the run models {model.shape} of {model.num_values}"
         )
+    own_cond = model.cond and dataclasses.replace(model.cond, optional=False)
     theirs = dataset.cond.label if dataset.cond else "none"
-    if model.cond is not None and (not dataset.cond or dataset.cond != model.cond):
+    if model.cond is not None and (not dataset.cond or dataset.cond != own_cond):
         raise InputError(
             f"--dataset={dataset.name}: its condition is {theirs}; the run needs its own, "
             f"{model.cond.label}"

@@ -95,9 +95,10 @@ def run_config() -> RunConfig:
             raise InputError(f"--{name} is required; see --help")
     settings = parse_settings(load_model(FLAGS.model).Model, parse_set(FLAGS.set))
     # Absolute, so that a run can be evaluated from another folder.
-    dataset, path = FLAGS.dataset, FLAGS.dataset.removeprefix("files:")
-    if dataset.startswith("files:") and os.path.exists(path):
-        dataset = f"files:{os.path.abspath(path)}"
+    dataset = FLAGS.dataset
+    kind, _, path = dataset.partition(":")
+    if kind in ("files", "texts") and os.path.exists(path):
+        dataset = f"{kind}:{os.path.abspath(path)}"
     return RunConfig(
         model=FLAGS.model,
         dataset=dataset,

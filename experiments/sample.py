@@ -1,9 +1,18 @@
-"""Draws from a trained run: a PNG grid of images, or lines of text.
+"""Draws from a trained run: a PNG grid of images, or texts, one a line.
 
-python -m experiments.sample --workdir=runs/vae --num_samples=64
+  python -m experiments.sample --workdir=runs/vae --num_samples=64
+  python -m experiments.sample --workdir=runs/mnist --cond="0;1;2" --guidance=1
+  python -m experiments.sample --workdir=runs/solids \
+      --cond="width=3/16,height=5/16,depth=4/16..width=9/16,height=5/16,depth=4/16"
+  python -m experiments.sample --workdir=runs/quotes --prompt="The best " --top_p=0.9
+
+Conditions apart by ; have a row each, and A..B is a row from one to the other with the
+same noise. Temperature, nucleus and guidance leave the model: the file's name says so.
 """
 
+import io
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -12,116 +21,190 @@ from gm.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a trained run")
-flags.DEFINE_integer("num_samples", 64, "how many")
-flags.DEFINE_float("temperature", 1.0, "other than 1 leaves the likelihood model")
+flags.DEFINE_integer(
+    "num_samples", None, "how many (default: 64, or 8 for each of several conditions)"
+)
+flags.DEFINE_float("temperature", 1.0, "other than 1 leaves the model")
+flags.DEFINE_float("top_p", 1.0, "nucleus of autoregressive models; below 1 leaves it")
+flags.DEFINE_float(
+    "guidance", 0.0, "away from what has no condition; other than 0 leaves the model"
+)
+flags.DEFINE_string("prompt", None, "how each text begins")
 flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
 flags.DEFINE_integer("seed", 0, "of the noise")
-flags.DEFINE_string("cond", None, "class label, or numbers separated by commas")
+flags.DEFINE_integer("batch_size", 250, "samples at a time")
+flags.DEFINE_string(
+    "cond",
+    None,
+    "class, or numbers (by name: width=0.5,height=3/16); A;B for rows, A..B between",
+)
 flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 
+# What leaves the model, and where it does not.
+_OUTSIDE = {"temperature": 1.0, "top_p": 1.0, "guidance": 0.0}
 
-def _parse_cond(model, config, text, count):
-    """The condition of `count` samples: from the text, or spread over its range."""
+
+def _check_flags() -> None:
+    """Refuses values that cannot be meant, before anything is loaded."""
+    if not FLAGS.workdir:
+        raise InputError("--workdir is required: the directory of a trained run")
+    for name in ("num_samples", "batch_size"):
+        value: Any = FLAGS[name].value
+        if value is not None and value < 1:
+            raise InputError(f"--{name}={value}: give 1 or more")
+    if not 0 < FLAGS.temperature < float("inf"):
+        raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
+    if not 0 < FLAGS.top_p <= 1:
+        raise InputError(f"--top_p={FLAGS.top_p}: give a number above 0, 1 at most")
+    if not 0 <= FLAGS.guidance < float("inf"):
+        raise InputError(f"--guidance={FLAGS.guidance}: give 0 or more")
+    if not 0 <= FLAGS.seed < 2**31:
+        raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
+
+
+def _options(model: Any) -> dict[str, float]:
+    """What leaves the model, as asked for; refuses what the model has no way to do."""
+    from gm.generate import sampling_options
+
+    asked: dict[str, Any]
+    asked = {k: FLAGS[k].value for k, v in _OUTSIDE.items() if FLAGS[k].value != v}
+    able = sampling_options(model)
+    for name, value in asked.items():
+        if name not in able:
+            known = ", ".join(f"--{n}" for n in _OUTSIDE if n in able)
+            raise InputError(
+                f"--{name}={value}: not defined for {type(model).__name__}, a model of "
+                f"the {model.family} family; it has {known}"
+            )
+    if "guidance" in asked and not (model.cond and model.cond.optional):
+        raise InputError(
+            f"--guidance={FLAGS.guidance}: needs a run that was also trained without its "
+            "condition (train --conditional --cond_drop_rate=0.1)"
+        )
+    return asked
+
+
+def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
+    """(conditions, numbers of the noise, how many samples, columns of the grid)."""
     import numpy as np
 
-    spec = model.cond
-    if spec is None:
-        if text is not None:
-            raise InputError(f"--cond={text}: the run is unconditional")
-        return None
-    if spec.kind == "class":
-        if text is None:
-            return (np.arange(count) % spec.size).astype(np.int32)
-        names = list(spec.names)
-        label = (
-            names.index(text)
-            if text in names
-            else int(text)
-            if text.isdecimal()
-            else -1
-        )
-        if not 0 <= label < spec.size:
-            told = ", ".join(names) if names else f"0 to {spec.size - 1}"
-            raise InputError(f"--cond={text}: give one of {told}")
-        return np.full(count, label, np.int32)
-    low, high = np.asarray(spec.low), np.asarray(spec.high)
-    if text is None:  # as in the data
-        from gm import data
+    from gm import data
+    from gm.generate import lay_out, parse_conditions
 
-        dataset = data.load(
-            config.dataset, resolution=config.resolution, data_dir=config.data_dir
+    spec, text, count = found.model.cond, FLAGS.cond, FLAGS.num_samples
+    if spec is None and text is not None:
+        raise InputError(f"--cond={text}: the run is unconditional")
+    if text is not None:
+        rows = parse_conditions(spec, text)
+        several = len(rows) > 1 or not np.array_equal(*rows[0])
+        columns = count or (8 * len(rows) if several else 64)
+        if columns % len(rows):
+            raise InputError(
+                f"--num_samples={count}: {len(rows)} conditions have a row each; give a "
+                f"multiple of {len(rows)}"
+            )
+        columns //= len(rows)
+        cond, numbers = lay_out(rows, columns)
+        return cond, numbers, len(cond), columns if several else None
+    count = count or 64
+    if spec is None:
+        return None, None, count, None
+    if spec.kind == "class":
+        return (np.arange(count) % spec.size).astype(np.int32), None, count, None
+    config = found.config  # as in the data
+    dataset = data.load(
+        config.dataset, resolution=config.resolution, data_dir=config.data_dir
+    )
+    numbers = np.arange(count) % len(dataset.valid)
+    return dataset.valid.batch(numbers)[1], None, count, None
+
+
+def _prefix(found: Any) -> Any:
+    """The prompt as integers; refuses one where no text can be begun."""
+    from gm.generate import encode_prompt, sampling_options
+
+    if FLAGS.prompt is None:
+        return None
+    symbols, model = found.data["symbols"], found.model
+    if symbols is None:
+        raise InputError(f"--prompt={FLAGS.prompt!r}: the run is not of text")
+    if "prefix" not in sampling_options(model):
+        raise InputError(
+            f"--prompt={FLAGS.prompt!r}: {type(model).__name__} does not write from left "
+            "to right; give a run of an autoregressive model"
         )
-        return dataset.valid.batch(np.arange(count) % len(dataset.valid))[1]
-    try:
-        values = np.asarray([float(v) for v in text.split(",")])
-    except ValueError:
-        values = np.empty(0)
-    if len(values) != spec.size or not ((values >= low) & (values <= high)).all():
-        told = ", ".join(
-            f"{n} ({a:g} to {b:g})"
-            for n, a, b in zip(spec.names, spec.low, spec.high, strict=True)
-        )
-        raise InputError(f"--cond={text}: give {spec.size} numbers: {told}")
-    return np.tile(values.astype(np.float32), (count, 1))
+    return encode_prompt(FLAGS.prompt, symbols, model.num_dims, found.data.get("end"))
+
+
+def _lines(x: Any, data: dict[str, Any]) -> list[str]:
+    """Samples as text: documents up to their end."""
+    symbols = data["symbols"]
+    if not symbols:
+        return [" ".join(map(str, row)) for row in x]
+    if data["unit"] == "object":
+        from gm.data.texts import decode
+
+        return decode(x, symbols)
+    return ["".join(symbols[v] for v in row) for row in x]
+
+
+def _output(found: Any, image: bool) -> Path:
+    """Where samples go; the default name holds what was asked for."""
+    if FLAGS.output:
+        return Path(FLAGS.output)
+    stem = f"step_{found.meta['step']}"
+    for name in ("seed", *_OUTSIDE, "cond", "prompt"):
+        if FLAGS[name].present:
+            stem += f"_{name}={FLAGS[name].value}"
+    stem = launcher.safe_name(stem)[:200]
+    return found.run.path / "samples" / f"{stem}{'.png' if image else '.txt'}"
 
 
 def main(argv: list[str]) -> None:
-    """Draws and writes."""
+    """Draws and writes, a batch at a time."""
     launcher.refuse_arguments(argv)
-    if not FLAGS.workdir:
-        raise InputError("--workdir is required: the directory of a trained run")
-    if FLAGS.num_samples < 1:
-        raise InputError(f"--num_samples={FLAGS.num_samples}: give 1 or more")
-    if not 0 < FLAGS.temperature < float("inf"):
-        raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
-    import jax
+    _check_flags()
     import numpy as np
 
-    from gm import trained
+    from gm import generate, trained
     from gm.rundir import write_whole
-    from gm.writer import image_grid
+    from gm.writer import Progress, image_grid
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     model = found.model
-    cond = _parse_cond(model, found.config, FLAGS.cond, FLAGS.num_samples)
-
-    @jax.jit
-    def draw(params, key, cond):
-        return model.apply(
-            {"params": params},
-            FLAGS.num_samples,
-            cond,
-            temperature=FLAGS.temperature,
-            rngs={"sample": key},
-            method="sample",
-        )
-
-    x = np.asarray(draw(found.params, jax.random.key(FLAGS.seed), cond))
+    options, prefix = _options(model), _prefix(found)
+    cond, numbers, count, columns = _conditions(found)
     image = len(model.shape) == 3
-    stem = f"step_{found.meta['step']}"
-    for name in ("seed", "temperature", "cond"):  # what was asked for, if anything
-        if FLAGS[name].present:
-            stem += f"_{name}={FLAGS[name].value}".replace("/", "_")
-    default = found.run.path / "samples" / stem
-    output = Path(FLAGS.output or f"{default}{'.png' if image else '.txt'}")
-    if image:
-        import io
-
-        buffer = io.BytesIO()
-        image_grid(x, model.num_values).save(buffer, format="PNG")
-        write_whole(output, buffer.getvalue())
-    else:
-        symbols = found.data["symbols"]
-        lines = (
-            ["".join(symbols[v] for v in row).split("\n")[0] for row in x]
-            if (symbols and found.data["unit"] == "object")
-            else ["".join(symbols[v] for v in row) for row in x]
-            if symbols
-            else [" ".join(map(str, row)) for row in x]
-        )
-        write_whole(output, ("\n".join(lines) + "\n").encode())
+    output = _output(found, image)
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    progress = Progress("sampling", count)
+    x = np.zeros((0, *model.shape), np.int32)
+    for part in generate.draw_batches(
+        model,
+        found.params,
+        count,
+        cond,
+        numbers=numbers,
+        prefix=prefix,
+        batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
+        **options,
+    ):
+        x = np.concatenate([x, part])
+        if image:
+            buffer = io.BytesIO()
+            image_grid(x, model.num_values, columns).save(buffer, format="PNG")
+            write_whole(output, buffer.getvalue())
+        else:
+            lines = _lines(x, found.data)
+            write_whole(output, ("\n".join(lines) + "\n").encode())
+        progress.update(len(x), str(output))
+    progress.close()
+    if not image:
         print("\n".join(lines[:8]))
-    print(f"{FLAGS.num_samples} samples: {output}")
+    told = ", ".join(f"{name} {value:g}" for name, value in options.items())
+    outside = f" (not of the model itself: {told})" if told else ""
+    print(f"{count} samples{outside}: {output}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def cells() -> dict[str, list[str]]:
         for settings in choices[model]:
             parse_settings(cls, settings)
     for name in FLAGS.datasets:
-        if name not in data.DATASETS and not name.startswith(("tfds:", "files:")):
+        if name not in data.DATASETS and not name.startswith(
+            ("tfds:", "files:", "texts:")
+        ):
             data.load(name)  # raises, with the nearest name
     resolutions = FLAGS.resolutions or [None]
     product = itertools.product(FLAGS.datasets, resolutions, FLAGS.models, FLAGS.seeds)

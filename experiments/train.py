@@ -17,7 +17,9 @@ from gm.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "name of a model, or import path of your own file")
-flags.DEFINE_string("dataset", None, "name of a data set, tfds:NAME or files:PATH")
+flags.DEFINE_string(
+    "dataset", None, "name of a data set, tfds:NAME, files:PATH or texts:PATH"
+)
 flags.DEFINE_string("workdir", None, "directory of the run")
 flags.DEFINE_string(
     "preset", None, "flags of experiments/presets.py, such as digits/vae"
@@ -49,6 +51,14 @@ def _configure():
     dataset = data.load(
         config.dataset, resolution=config.resolution, data_dir=config.data_dir
     )
+    if config.train.cond_drop_rate:
+        if not config.conditional or dataset.cond is None:
+            raise InputError(
+                f"--cond_drop_rate={config.train.cond_drop_rate}: there is no condition "
+                "to drop; give --conditional, or leave it out"
+            )
+        cond = dataclasses.replace(dataset.cond, optional=True)
+        dataset = dataclasses.replace(dataset, cond=cond)
     model = build(
         config.model,
         dataset,

@@ -3,6 +3,10 @@
 A model gives the parameters of its next-symbol distributions twice: for all positions
 at once (`conditionals`, teacher-forced) and for one position with a cache (`step`). From
 these the base class derives log_prob, sampling and prefix completion.
+
+Of documents (`end`), which a symbol ends and fills up, what follows the end is certain,
+and so is the end where there is no room for more: padding costs nothing, and P is a
+distribution over documents of at most D - 1 symbols.
 """
 
 from typing import Any, ClassVar
@@ -19,7 +23,22 @@ from gm.likelihood import (
     sum_dims,
 )
 from gm.model import LikelihoodModel
+from gm.nn.conditioning import guide, with_none
 from gm.spec import Estimate
+
+
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """Cuts logits [..., K] to the fewest values whose mass is top_p (Holtzman et al. 2020).
+
+    The likeliest is always among them; the others become -inf.
+    """
+    order = jnp.argsort(-logits, axis=-1)
+    p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
+    before = jnp.cumsum(p, axis=-1) - p  # mass of what is likelier
+    kept = (before < top_p) & (p > 0)
+    kept = kept.at[..., 0].set(True)
+    kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
+    return jnp.where(kept, logits, -jnp.inf)
 
 
 class SymbolModel(LikelihoodModel):
@@ -67,6 +86,8 @@ class SymbolModel(LikelihoodModel):
 class AutoregressiveModel(SymbolModel):
     """Base of models with exact conditionals in raster order (row, column, channel)."""
 
+    end: int | None = None  # of documents: the value that ends one and fills the rest
+
     @property
     def receptive_field(self) -> np.ndarray:
         """Bool [D, D]: whether the distribution of symbol i depends on symbol j."""
@@ -98,8 +119,30 @@ class AutoregressiveModel(SymbolModel):
         """Log P(x) [B], exactly."""
         x = x.reshape(x.shape[0], self.num_dims)
         params = self.conditionals(x, cond, train=train)  # [B, D, P]
-        log_px = sum_dims(self.symbol_log_prob(params, x))
+        log_p = self.symbol_log_prob(params, x)
+        if self.end is not None:
+            previous = jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
+            certain = self._is_over(jnp.arange(self.num_dims), previous)
+            log_p = jnp.where(certain, jnp.where(x == self.end, 0.0, -jnp.inf), log_p)
+        log_px = sum_dims(log_p)
         return log_px, {"symbols": log_px}
+
+    def _is_over(self, index, previous):
+        """Whether symbol `index` of a document can but be `end`."""
+        ended = (index > 0) & (previous == self.end)
+        return ended | (index == self.num_dims - 1)
+
+    def with_end(
+        self, logits: jax.Array, index: jax.Array, previous: jax.Array
+    ) -> jax.Array:
+        """The logits [B, K] of symbol `index`, or those of `end` where it is certain.
+
+        `previous`, int32 [B], is the symbol before it.
+        """
+        if self.end is None:
+            return logits
+        only = jnp.where(jnp.arange(self.num_values) == self.end, 0.0, -jnp.inf)
+        return jnp.where(self._is_over(index, previous)[:, None], only, logits)
 
     def sample(
         self,
@@ -107,6 +150,8 @@ class AutoregressiveModel(SymbolModel):
         cond: jax.Array | None = None,
         *,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        guidance: float = 0.0,
         prefix: jax.Array | None = None,
     ) -> jax.Array:
         """Draws symbols one after the other, with the cache.
@@ -115,17 +160,24 @@ class AutoregressiveModel(SymbolModel):
           num_samples: N.
           cond: [N, ...] or None.
           temperature: divides the logits; other than 1 leaves the model.
+          top_p: symbols are drawn from the `nucleus` of this mass; below 1 leaves it.
+          guidance: g, of logits_none + (1 + g) (logits - logits_none), with which the
+            model says what they would be without the condition; above 0 leaves it.
           prefix: [N, P] integers that the first P symbols are held to, in raster order:
             exact completion of a prefix.
 
         Returns:
           int32 [N, *shape].
         """
-        cache = self.init_cache(num_samples, cond)
+        rows = num_samples
+        if guidance:
+            rows, cond = 2 * num_samples, with_none(self.cond, cond)
+        cache = self.init_cache(rows, cond)
         # One key outside the loop, folded with the index: make_rng inside it would give
         # every symbol the same noise.
         key = self.make_rng("sample")
-        xs = self.draw(key, cache, num_samples, temperature, prefix)
+        options: dict[str, Any] = dict(top_p=top_p, guidance=guidance)
+        xs = self.draw(key, cache, num_samples, temperature, prefix, **options)
         return xs.reshape(num_samples, *self.shape)
 
     def draw(
@@ -135,14 +187,21 @@ class AutoregressiveModel(SymbolModel):
         num_samples: int,
         temperature: float = 1.0,
         prefix: jax.Array | None = None,
+        *,
+        top_p: float = 1.0,
+        guidance: float = 0.0,
     ) -> jax.Array:
         """Symbols [N, D] in the order of `step`, from a fresh cache; else as `sample`."""
         known = 0 if prefix is None else prefix.shape[1]
 
         def body(carry, index):
             cache, previous = carry
-            cache, params = self.step(cache, index, previous)
-            logits = self.symbol_logits(params) / temperature
+            given = jnp.tile(previous, 2) if guidance else previous
+            cache, params = self.step(cache, index, given)
+            logits = self.symbol_logits(params)
+            logits = guide(logits, guidance) if guidance else logits
+            logits = self.with_end(logits, index, previous) / temperature
+            logits = nucleus(logits, top_p) if top_p < 1 else logits
             x = jax.random.categorical(jax.random.fold_in(key, index), logits)
             if known:
                 held = prefix[:, jnp.minimum(index, known - 1)]

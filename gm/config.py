@@ -26,6 +26,9 @@ class TrainConfig:
     augmentation: str = _flag(
         "none", "of training images: none or flip (left to right)"
     )
+    cond_drop_rate: float = _flag(
+        0.0, "share of examples that come without their condition, for guidance"
+    )
     accumulate: int = _flag(1, "parts of a batch whose gradients are averaged")
     seed: int = _flag(0, "of initial parameters, data order and noise")
     steps_per_dispatch: int = _flag(20, "steps fused into one dispatch to the device")
@@ -46,6 +49,10 @@ class TrainConfig:
             raise InputError(f"--weight_decay={self.weight_decay}: give 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema_decay={self.ema_decay}: give 0 <= decay < 1")
+        if not 0 <= self.cond_drop_rate < 1:
+            raise InputError(
+                f"--cond_drop_rate={self.cond_drop_rate}: give 0 <= rate < 1"
+            )
         if self.warmup_steps < 0:
             raise InputError(f"--warmup_steps={self.warmup_steps}: give 0 or more")
         if not 0 <= self.seed < 2**31:

@@ -16,6 +16,7 @@ import numpy as np
 from gm import bounds, sharding
 from gm.bounds import logmeanexp
 from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
+from gm.data.texts import num_characters
 from gm.errors import InputError
 from gm.likelihood import bits
 from gm.model import LikelihoodModel, log_prob
@@ -268,6 +269,9 @@ def evaluate(
         "num_params": num_params(params),
         "evaluation_seed": options.get("seed", 0),
     }
+    if dataset.end is not None:
+        characters = num_characters(split, dataset.end)
+        row["bits_per_char"] = bits(float(nats.sum())) / characters
     if k_curve:
         row["k_curve"] = bounds.k_curve(log_w, k)
     if interval:

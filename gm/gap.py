@@ -11,10 +11,10 @@ import itertools
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from gm.data.dataset import Dataset
+from gm.generate import draw
 from gm.likelihood import bits
 from gm.model import LikelihoodModel
 
@@ -60,26 +60,24 @@ def check_samples(
       test examples; uniformity_p: of a chi-square test that legal samples fall into
       the classes of the support as often as they should (None: too few).
     """
-    support = dataset.support
+    given = None if cond is None else cond[np.arange(count) % len(cond)]
+    x = draw(model, params, count, given, batch_size=batch_size, seed=seed)
+    return judge_samples(x, dataset, given)
+
+
+def judge_samples(
+    x: np.ndarray, dataset: Dataset, cond: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The same of samples [N, *shape] that were drawn already, for conditions [N, ...].
+
+    Where the support can tell, also agrees: the share that is what was asked for.
+    """
+    support, count = dataset.support, len(x)
     assert support is not None
-
-    @jax.jit
-    def draw(params, key, cond):
-        return model.apply(
-            {"params": params}, batch_size, cond, rngs={"sample": key}, method="sample"
-        )
-
-    parts = []
-    for start in range(0, count, batch_size):
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        numbers = np.arange(start, start + batch_size)
-        part = None if cond is None else cond[numbers % len(cond)]
-        parts.append(np.asarray(draw(params, key, part)))
-    x = np.concatenate(parts)[:count]
     facts = support.facts(x)
     legal = np.all(list(facts.values()), axis=0)
     true, _ = dataset.test.batch(np.arange(min(count, len(dataset.test))))
-    return {
+    found = {
         "count": count,
         "legal": float(legal.mean()),
         "facts": {name: float(held.mean()) for name, held in facts.items()},
@@ -87,6 +85,9 @@ def check_samples(
         "distinct_true": len({e.tobytes() for e in true}),
         "uniformity_p": _uniformity(support, x[legal]) if cond is None else None,
     }
+    if cond is not None and support.agrees is not None:
+        found["agrees"] = float(support.agrees(x, cond).mean())
+    return found
 
 
 def _uniformity(support, x):

@@ -25,7 +25,7 @@ from gm.errors import InputError, did_you_mean
 from gm.spec import CondSpec, Estimate
 
 # Given by the data set or the launcher, never by --set.
-_GIVEN = ("shape", "num_values", "cond", "precision", "parent", "name")
+_GIVEN = ("shape", "num_values", "cond", "precision", "end", "parent", "name")
 
 
 class LikelihoodModel(nn.Module):
@@ -225,10 +225,16 @@ def build(
         num_values=dataset.num_values,
         cond=dataset.cond if conditional else None,
         precision=precision,
+        **ending(cls, dataset.end),
         **(settings or {}),
     )
     _check_fields(model, settings or {})
     return model
+
+
+def ending(cls: type, end: int | None) -> dict[str, Any]:
+    """The field that tells a model where documents end, if it can be told."""
+    return {"end": end} if hasattr(cls, "end") else {}
 
 
 def _check_fields(model: LikelihoodModel, settings: Mapping[str, Any]) -> None:

@@ -27,6 +27,9 @@ class CondSpec:
 
     kind "class": int32 [B], a label in {0, ..., size - 1}.
     kind "real": float32 [B, size], coordinate i between low[i] and high[i].
+
+    If it is optional, an example may come without: its class is then `size`, its
+    coordinates are NaN.
     """
 
     kind: str
@@ -34,6 +37,7 @@ class CondSpec:
     names: tuple[str, ...] = ()  # of the classes, or of the coordinates
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    optional: bool = False
 
     def __post_init__(self):
         if self.kind not in ("class", "real"):

@@ -140,6 +140,9 @@ def bug_text(row: Row) -> str:
 def details(row: Row) -> list[str]:
     """What an evaluation says besides its number: curve, interval, samples."""
     lines = []
+    if "bits_per_char" in row:
+        bound = "" if row["estimate"] == "exact" else "<= "
+        lines.append(f"  {bound}{row['bits_per_char']:.4f} bits/char, ends included")
     for point in row.get("k_curve", []):
         error = in_unit(row, point["standard_error_nats"])
         lines.append(

@@ -12,8 +12,10 @@ import optax
 from gm.config import TrainConfig
 from gm.likelihood import bits_per_dim
 from gm.model import LikelihoodModel, init_params, log_prob
+from gm.nn.conditioning import drop
 
 _FLIP = 0xF11B  # apart from the numbers that a model's own keys are split by
+_DROP = 0xD309
 
 
 @flax.struct.dataclass
@@ -127,6 +129,9 @@ def train_step(
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
     if config.augmentation == "flip":
         batch = (_flip(jax.random.fold_in(key, _FLIP), batch[0]), batch[1])
+    if config.cond_drop_rate and model.cond is not None and batch[1] is not None:
+        drop_key = jax.random.fold_in(key, _DROP)
+        batch = (batch[0], drop(drop_key, model.cond, batch[1], config.cond_drop_rate))
     (bpd, terms), grads = _gradient(model, state.params, batch, key, config.accumulate)
     grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(bpd) & jnp.isfinite(grad_norm)

@@ -10,7 +10,7 @@ from gm.checkpoint import Checkpoints
 from gm.config import RunConfig
 from gm.data.dataset import Dataset
 from gm.errors import InputError
-from gm.model import LikelihoodModel, init_params, load_model
+from gm.model import LikelihoodModel, ending, init_params, load_model
 from gm.rundir import RunDirectory
 from gm.spec import CondSpec
 
@@ -23,10 +23,17 @@ def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
         "unit": dataset.unit,
         "preprocessing": dataset.preprocessing,
         "symbols": dataset.symbols,
-        "cond": dataclasses.asdict(dataset.cond)
-        if conditional and dataset.cond
-        else None,
+        "end": dataset.end,
+        "cond": _describe_cond(dataset.cond) if conditional and dataset.cond else None,
     }
+
+
+def _describe_cond(cond):
+    """As a dictionary; `optional` where it is so, as runs of older versions have it."""
+    values = dataclasses.asdict(cond)
+    return (
+        values if cond.optional else {k: values[k] for k in values if k != "optional"}
+    )
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
@@ -34,11 +41,13 @@ def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
     cond = data["cond"]
     if cond is not None:
         cond = CondSpec(**{k: _tuple(v) for k, v in cond.items()})
-    return load_model(config.model).Model(
+    cls = load_model(config.model).Model
+    return cls(
         shape=tuple(data["shape"]),
         num_values=data["num_values"],
         cond=cond,
         precision=config.precision,
+        **ending(cls, data.get("end")),
         **{k: _tuple(v) for k, v in config.settings.items()},
     )
 

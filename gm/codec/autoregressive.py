@@ -26,7 +26,7 @@ class AutoregressiveCodec:
 
         def step(model, cache, index, previous):
             cache, params = model.step(cache, index, previous)
-            return cache, model.symbol_logits(params)
+            return cache, model.with_end(model.symbol_logits(params), index, previous)
 
         cache, previous = self._start(program.cond), np.zeros(size, np.int32)
         self._step = program.compile(step, cache, np.int32(0), previous, donate=0)

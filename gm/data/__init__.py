@@ -81,6 +81,15 @@ DATASETS = {
         "cuboids and cylinders, R = 8..1024 (16)",
         "gm.data.solids:load",
     ),
+    "solids_heldout": Entry(
+        "RxRx1",
+        256,
+        "fresh / 500 / 784",
+        "real:4",
+        "",
+        "solids; test is of dimensions that training lacks",
+        "gm.data.solids:load",
+    ),
     "sayings": Entry(
         "108",
         28,
@@ -212,7 +221,7 @@ DATASETS = {
 def load(
     name: str, *, resolution: int | None = None, data_dir: str | None = None
 ) -> Dataset:
-    """Loads a data set by its name in DATASETS, or `tfds:NAME`, or `files:PATH`.
+    """Loads a data set by its name in DATASETS, `tfds:NAME`, `files:` or `texts:PATH`.
 
     Args:
       name: which data set.
@@ -230,6 +239,8 @@ def load(
         )
     if name.startswith("files:"):
         path = "gm.data.files:load"
+    elif name.startswith("texts:"):
+        path = "gm.data.texts:load"
     elif name.startswith("tfds:"):
         path = _TFDS
     elif name in DATASETS:
@@ -237,7 +248,7 @@ def load(
     else:
         raise InputError(
             f"--dataset={name}: unknown{did_you_mean(name, DATASETS)} "
-            f"(one of {', '.join(DATASETS)}, tfds:NAME, files:PATH)"
+            f"(one of {', '.join(DATASETS)}, tfds:NAME, files:PATH, texts:PATH)"
         )
     module, function = path.split(":")
     return getattr(importlib.import_module(module), function)(
@@ -281,6 +292,7 @@ def encode_like(dataset: Dataset, symbols: str | None) -> Dataset:
         dataset,
         num_values=len(symbols),
         symbols=symbols,
+        end=None if dataset.end is None else symbols.find(own[dataset.end]),
         train=renumber("train"),
         valid=renumber("valid"),
         test=renumber("test"),

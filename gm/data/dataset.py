@@ -85,6 +85,9 @@ class Support:
     class_probs: np.ndarray
     """The true probability of each class, [C]."""
 
+    agrees: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """(x, conditions) -> whether x is nearest to something of this condition, bool [N]."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -103,6 +106,7 @@ class Dataset:
     cond_entropy_nats: float | None = None  # the same given the condition
     ordered: bool = False  # text: evaluated in its own order, not sorted by hash
     symbols: str | None = None  # text: symbols[i] is the character of value i
+    end: int | None = None  # documents: the value that ends one and fills the rest
     support: Support | None = None  # of a known distribution
 
     def split(self, name: str) -> Split | Fresh:

@@ -71,6 +71,8 @@ class Mixture(AutoregressiveModel):
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Log P(x) [B], without the conditionals: log sum_k p(k) prod_d p(x_d | k)."""
+        if self.end is not None:  # of documents, some symbols do not count
+            return super().log_prob(x, cond, train=train)
         x = x.reshape(x.shape[0], self.num_dims)
         log_joint = self._log_prior(cond) + self._log_component(self.table, x).sum(-1)
         log_px = jax.nn.logsumexp(log_joint, axis=1)

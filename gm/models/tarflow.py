@@ -12,7 +12,8 @@ volume_preserving=True a = 0 and one scale per channel of a patch is learned.
 A vector is a sequence of patches of one symbol each.
 
 Guidance moves samples away from the unconditional model (section 3.5), mu and a each by
-mu + w (mu - mu_none): w > 0 leaves the likelihood model, as a temperature does.
+mu + w (mu - mu_none): w > 0 leaves the likelihood model, as a temperature does. It needs
+training that drops conditions (`--cond_drop_rate`).
 
 Deviations from the paper: the data are mapped to R^D by the logistic quantile function
 (`preprocessing=identity` is the paper's [-1, 1]), so that no mass lies outside their range;
@@ -33,10 +34,9 @@ from gm.errors import InputError
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.attention import Block
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, guide, with_none
 from gm.nn.invertible import ActNorm, Repeated
 from gm.nn.patches import check_heads, num_squeezes, patch_channels
-from gm.spec import CondSpec
 
 
 class Guided(NamedTuple):
@@ -130,8 +130,7 @@ class MetaBlock(nn.Module):
                 grown.append(cell)
             out = block.leave(t[:, 0])
             if weight is not None:
-                out, none = jnp.split(out, 2)
-                out = out + weight * (out - none)
+                out = guide(out, weight)
             a, mu = block._split(out)
             x = z_next * jnp.exp(a) + mu
             return (x, grown), (x, a)
@@ -160,7 +159,6 @@ class TarFlow(MultiScaleFlow):
     volume_preserving: bool = False
     log_scale_bound: float | None = 1.0  # of a; none: as in the paper
     dropout_rate: float = 0.0
-    cond_drop_rate: float = 0.0  # of the class while training, for guidance
 
     def setup(self) -> None:
         """The blocks, as a loop."""
@@ -186,19 +184,7 @@ class TarFlow(MultiScaleFlow):
         self.blocks = Repeated(block, self.num_blocks)
         if self.volume_preserving:
             self.scale = ActNorm()
-        spec = self.cond
-        if spec is not None and self.can_be_guided:
-            spec = CondSpec("class", spec.size + 1)  # the last one: no class
-        self.embedding = CondEmbedding(spec, self.width, self.dtype)
-
-    @property
-    def can_be_guided(self) -> bool:
-        """Whether the condition is a class, and some were dropped in training."""
-        return (
-            self.cond is not None
-            and self.cond.kind == "class"
-            and (self.cond_drop_rate > 0)
-        )
+        self.embedding = CondEmbedding(self.cond, self.width, self.dtype)
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -207,27 +193,15 @@ class TarFlow(MultiScaleFlow):
 
     def embed(self, cond: jax.Array | Guided | None) -> tuple[jax.Array, Any]:
         """The condition as the blocks take it."""
-        if self.cond is None or not isinstance(cond, Guided):
-            plain: Any = cond
-            return self.embedding(plain), None
-        none = jnp.full_like(cond.cond, self.cond.size)
-        return self.embedding(jnp.concatenate([cond.cond, none])), cond.weight
+        if isinstance(cond, Guided):
+            return self.embedding(with_none(self.cond, cond.cond)), cond.weight
+        return self.embedding(cond), None
 
     def steps(self) -> list[nn.Module | str]:
         """Squeezes that make patches, and the blocks."""
         squeezes = num_squeezes(self.shape, self.patch_size)
         last = [self.scale] if self.volume_preserving else []
         return ["squeeze"] * squeezes + [self.blocks, *last]
-
-    def forward(
-        self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
-        """Y [B, *shape] in [-1, 1) -> (z [B, D], log_det [B])."""
-        if train and self.can_be_guided and self.cond is not None and cond is not None:
-            key = self.make_rng("dropout")
-            dropped = jax.random.bernoulli(key, self.cond_drop_rate, cond.shape)
-            cond = jnp.where(dropped, self.cond.size, cond)
-        return super().forward(y, cond, train=train)
 
     def sample(
         self,
@@ -239,11 +213,6 @@ class TarFlow(MultiScaleFlow):
     ) -> jax.Array:
         """Draws integers; `guidance` is the weight w, or 0 to sample from the model."""
         if guidance:
-            if not self.can_be_guided:
-                raise InputError(
-                    f"guidance={guidance}: needs classes, and a model trained with some "
-                    "dropped (--conditional --set=cond_drop_rate=0.1)"
-                )
             cond = Guided(cond, guidance)
         return super().sample(num_samples, cond, temperature=temperature)
 

@@ -32,7 +32,7 @@ from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
 from gm.likelihood import sum_dims
 from gm.nn.attention import Block, coordinates
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, with_none
 from gm.spec import Estimate
 
 
@@ -67,6 +67,11 @@ class Transformer(AutoregressiveModel):
                 raise InputError(
                     f"--set={name}={getattr(self, name)}: give {' or '.join(valid)}"
                 )
+        if self.any_order and self.end is not None:
+            raise InputError(
+                "--set=any_order=True: a text that ends is read in its own order; "
+                "leave it out"
+            )
         if plain and (self.any_order or self.mixtures):
             field = "any_order" if self.any_order else "num_mixtures"
             raise InputError(
@@ -232,18 +237,24 @@ class Transformer(AutoregressiveModel):
         cond: jax.Array | None = None,
         *,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        guidance: float = 0.0,
         prefix: jax.Array | None = None,
     ) -> jax.Array:
         """As the base class; an order is drawn for each sample, the prefix first."""
+        options: dict[str, Any] = dict(top_p=top_p, guidance=guidance)
         if not self._random:
-            return super().sample(
-                num_samples, cond, temperature=temperature, prefix=prefix
-            )
+            options |= dict(temperature=temperature, prefix=prefix)
+            return super().sample(num_samples, cond, **options)
         known = 0 if prefix is None else prefix.shape[1]
         order = self._draw_order(self.make_rng("sample"), num_samples, known)
-        cache = self.init_cache(num_samples, cond, order)
+        orders = order
+        if guidance:
+            cond, orders = with_none(self.cond, cond), jnp.tile(order, (2, 1))
+        cache = self.init_cache(len(orders), cond, orders)
         key = self.make_rng("sample")
-        drawn = self.draw(key, cache, num_samples, temperature, prefix)  # in that order
+        # In that order.
+        drawn = self.draw(key, cache, num_samples, temperature, prefix, **options)
         x = jnp.take_along_axis(drawn, jnp.argsort(order, axis=1), axis=1)
         return x.reshape(num_samples, *self.shape)
 

@@ -31,7 +31,7 @@ from gm.errors import InputError
 from gm.likelihood import categorical_log_prob, normal_kl, scale, sum_dims
 from gm.model import LikelihoodModel
 from gm.nn.attention import attend
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, guide, with_none
 from gm.nn.convolution import Conv
 from gm.spec import Estimate
 
@@ -307,15 +307,17 @@ class VDM(LikelihoodModel):
         cond: jax.Array | None = None,
         *,
         temperature: float = 1.0,
+        guidance: float = 0.0,
     ) -> jax.Array:
         """Ancestral sampling (their appendix A.4), then x ~ p(x|z_0).
 
         With `num_timesteps` this is exactly the model that the bound is on; in continuous
-        time it is approximate. The temperature multiplies the noise.
+        time it is approximate. The temperature multiplies the noise. Guidance moves
+        eps_hat away from that without the condition (Ho & Salimans 2021).
         """
         key = self.make_rng("sample")
         steps = self.num_timesteps or self.num_sample_steps
-        c = self.embed(cond)
+        c = self.embed(with_none(self.cond, cond) if guidance else cond)
         shape = (num_samples, self.num_dims)
         network, variables = self.unbind()  # no bound module inside a lax loop
 
@@ -323,8 +325,11 @@ class VDM(LikelihoodModel):
             """z_t -> z_s, from t = i / steps."""
             ends = jnp.stack([i, i - 1]) / steps
             gamma_t, gamma_s = network.apply(variables, ends, method=_gamma)
-            gammas = jnp.full((num_samples,), gamma_t)
-            eps_hat = network.apply(variables, z, gammas, c, method="predict_noise")
+            given = jnp.tile(z, (2, 1)) if guidance else z
+            gammas = jnp.full((len(given),), gamma_t)
+            told: Any = (variables, given, gammas, c)
+            eps_hat: Any = network.apply(*told, method="predict_noise")
+            eps_hat = guide(eps_hat, guidance) if guidance else eps_hat
             # q(z_s|z_t, x) with x from eps_hat; 1 - exp(gamma_s - gamma_t) is the
             # share of the noise that this step takes away.
             share = -jnp.expm1(gamma_s - gamma_t)

@@ -1,0 +1,180 @@
+"""Judges the samples of a trained run against a split, and the run as a classifier.
+
+  python -m experiments.judge --workdir=runs/digits
+  python -m experiments.judge --workdir=runs/mnist --num_samples=1000 --num_bayes=200
+
+Prints the measures beside their floor (training examples in the place of samples), and
+writes them with a picture to RUN/applications: samples beside the training images that
+are nearest to them. The samples are of the model itself: no temperature, no guidance.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "directory of a trained run")
+flags.DEFINE_enum("split", "test", ["valid", "test"], "what samples are compared with")
+flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
+flags.DEFINE_integer("num_samples", 1000, "how many; at most as the split has")
+flags.DEFINE_integer(
+    "num_bayes", 200, "examples that a class-conditional model classifies; 0: none"
+)
+flags.DEFINE_integer("num_importance_samples", 1, "draws for each of these")
+flags.DEFINE_integer("batch_size", 250, "samples at a time")
+flags.DEFINE_integer("seed", 0, "of samples, classifier and permutations")
+launcher.define_data_dir()
+flags.adopt_module_key_flags(launcher)
+
+_NAMES = {
+    "frechet_distance": "Frechet distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "mmd2": "MMD^2",
+    "mmd2_p": "its p-value",
+}
+
+
+def _features(found: dict[str, Any], split: str) -> str:
+    from gm.tables import markdown
+
+    tables = []
+    for space, sides in found.items():
+        values = [
+            [_NAMES[n], *(f"{sides[side][n]:.4g}" for side in ("samples", "floor"))]
+            for n in _NAMES
+        ]
+        tables.append(markdown([space, "samples", "training (floor)"], values))
+    return "\n\n".join(tables) + "\n"
+
+
+def _classifier(found: dict[str, Any], split: str) -> str:
+    told = (
+        f"classifier {found['digest']}: {found['accuracy_real']:.1%} of {split} right"
+    )
+    own = found["accuracy_samples"]
+    return told + ("" if own is None else f"; {own:.1%} of samples are as asked for")
+
+
+def _memorisation(found: dict[str, Any], split: str) -> str:
+    return (
+        f"nearest training image: {found['nearest_train']:.4g} from samples, "
+        f"{found['nearest_train_test']:.4g} from {split} (medians); a sample is nearer "
+        f"with probability {found['nearer_than_test']:.3f} ± "
+        f"{found['nearer_than_test_standard_error']:.3f}; copies {found['copies']:.2%}, "
+        f"of {split} {found['copies_test']:.2%}"
+    )
+
+
+def _bayes(found: dict[str, Any], split: str) -> str:
+    return (
+        f"as a classifier of {found['count']} ({found['estimate']}, "
+        f"{found['num_importance_samples']} draws): {found['accuracy']:.1%} ± "
+        f"{found['accuracy_standard_error']:.1%} right, calibration error "
+        f"{found['calibration_error']:.3f}; the class tells {found['bits_gained']:.2f} "
+        f"± {found['bits_gained_standard_error']:.2f} bits of x (and has "
+        f"{found['bits_of_condition']:.2f})"
+    )
+
+
+def _support(found: dict[str, Any], split: str) -> str:
+    facts = ", ".join(f"{k} {v:.1%}" for k, v in found["facts"].items())
+    told = f"{found['legal']:.1%} of samples can occur ({facts})"
+    if "agrees" in found:
+        told += f"; {found['agrees']:.1%} are nearest to what was asked for"
+    return told
+
+
+def _texts(found: dict[str, Any], split: str) -> str:
+    own, real = found["samples"], found["real"]
+    told = (
+        f"{own['in_train']:.1%} ± {own['in_train_standard_error']:.1%} of the texts "
+        f"occur in the training text ({split}: {real['in_train']:.1%}), "
+        f"{own['distinct']} are different; mean length {own['mean_length']:.1f} "
+        f"({split}: {real['mean_length']:.1f})"
+    )
+    return "\n".join([*(f"  {text}" for text in found["examples"]), told])
+
+
+_SAID = {
+    "features": _features,
+    "classifier": _classifier,
+    "memorisation": _memorisation,
+    "bayes": _bayes,
+    "support": _support,
+    "texts": _texts,
+}
+
+
+def _check_flags() -> None:
+    """Refuses values that cannot be meant, before anything is loaded."""
+    if not FLAGS.workdir:
+        raise InputError("--workdir is required: the directory of a trained run")
+    for name, least in (("batch_size", 1), ("num_bayes", 0), ("seed", 0)):
+        value: Any = FLAGS[name].value
+        if value < least:
+            raise InputError(f"--{name}={value}: give {least} or more")
+
+
+def main(argv: list[str]) -> None:
+    """Judges one run."""
+    launcher.refuse_arguments(argv)
+    _check_flags()
+    from gm import data, evaluate, judge, trained
+    from gm.writer import Progress
+
+    found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
+    config, model = found.config, found.model
+    evaluate.check_importance_samples(model, FLAGS.num_importance_samples)
+    dataset = data.load(
+        config.dataset,
+        resolution=config.resolution,
+        data_dir=FLAGS.data_dir or config.data_dir,
+    )
+    split: Any = dataset.split(FLAGS.split)
+    progress = Progress("sampling", min(FLAGS.num_samples, len(split)))
+    sets = judge.gather(
+        model,
+        found.params,
+        dataset,
+        split,
+        FLAGS.num_samples,
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+        progress=lambda done: progress.update(done, "samples"),
+    )
+    progress.close()
+    progress = Progress("classifying", FLAGS.num_bayes)
+    row = judge.judge(
+        model,
+        found.params,
+        dataset,
+        sets,
+        seed=FLAGS.seed,
+        num_bayes=FLAGS.num_bayes,
+        draws=FLAGS.num_importance_samples,
+        progress=lambda done: progress.update(done, "examples"),
+    )
+    progress.close()
+    image = len(model.shape) == 3
+    picture = judge.picture(sets, model.num_values) if image else None
+    stem = f"judge-{FLAGS.split}-n={FLAGS.num_samples}"
+    for name in ("checkpoint", "seed", "num_bayes", "num_importance_samples"):
+        if FLAGS[name].present:
+            stem += f"-{name}={FLAGS[name].value}"
+    about = {"split": FLAGS.split, "seed": FLAGS.seed}
+    path = launcher.write_application(found, stem, about | row, picture)
+    for name, say in _SAID.items():
+        if name in row:
+            print(say(row[name], FLAGS.split))
+    count = row["num_samples"]
+    print(f"{count} samples of {config.model} ({found.checkpoint}): {path}.json")
+
+
+if __name__ == "__main__":
+    launcher.run(main)
