@@ -8,6 +8,7 @@ says which. In the picture each row is an example: what is seen of it, its compl
 and the original.
 """
 
+import os
 from typing import Any
 
 from absl import flags
@@ -46,51 +47,38 @@ def _examples(found: Any) -> tuple[Any, Any, Any]:
     """The data set of the run, and (x, cond) of examples spread over the split."""
     import numpy as np
 
-    from gm import data
-
-    config = found.config
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
-    split = dataset.split(FLAGS.split)
-    if isinstance(split, data.Fresh):
-        raise InputError(
-            f"--split={FLAGS.split}: {dataset.name} draws it anew at each step; "
-            "give valid or test"
-        )
+    dataset, split = launcher.load_split(found, FLAGS.split)
     if not 1 <= FLAGS.num_examples <= len(split):
         raise InputError(
-            f"--num_examples={FLAGS.num_examples}: give 1 to {len(split)}, "
-            f"of which {dataset.name} {FLAGS.split} has so many"
+            f"--num_examples={FLAGS.num_examples}: give 1 to {len(split)}, the number "
+            f"of examples of {dataset.name} {FLAGS.split}"
         )
     numbers = np.arange(FLAGS.num_examples) * len(split) // FLAGS.num_examples
     x, cond = split.batch(numbers)
     return dataset, x, cond if found.model.cond else None
 
 
-def _numbers(found: Any, x: Any, missing: Any) -> dict[str, Any]:
+def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
     """The row of the metric: of the hidden symbols of the true examples."""
     import numpy as np
 
     from gm.likelihood import bits
 
     hidden = int(missing.sum())
-    right = (found.x == x[:, None])[:, :, missing].mean()
+    right = (result.x == x[:, None])[:, :, missing].mean()
     row = {
-        "method": found.method,
-        "exact_draws": found.exact,
-        "figures": found.figures,
+        "method": result.method,
+        "exact_draws": result.exact,
+        "figures": result.figures,
         "num_missing": hidden,
         "num_dims": int(missing.size),
         "symbols_as_original": float(right),
-        "bound": found.bound if found.nats is not None else None,
+        "bound": result.bound if result.nats is not None else None,
     }
-    if found.nats is None:
+    if result.nats is None:
         return row
-    mean = float(found.nats.mean())
-    error = found.nats.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else None
+    mean = float(result.nats.mean())
+    error = result.nats.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else None
     return row | {
         "nats_missing": mean,
         "standard_error_nats": None if error is None else float(error),
@@ -134,15 +122,18 @@ def _report(row: dict[str, Any]) -> None:
 
 
 def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
-    """A row for each example: observed, completions, original."""
+    """A row for each example: observed, completions, original; hidden pixels are blue."""
     import numpy as np
 
     from gm.writer import image_grid
 
-    seen = np.where(missing, (num_values - 1) / 2, x)[:, None]
-    tiles = np.concatenate([seen, drawn, x[:, None]], axis=1)
-    columns = tiles.shape[1]
-    return image_grid(tiles.reshape(-1, *x.shape[1:]), num_values, columns)
+    tiles = np.concatenate([x[:, None], drawn, x[:, None]], axis=1).astype(np.int64)
+    tiles = tiles * 255 // (num_values - 1)
+    if tiles.shape[-1] == 1:
+        tiles = tiles.repeat(3, axis=-1)
+    hidden = np.broadcast_to(missing, tiles.shape[2:])
+    tiles[:, 0] = np.where(hidden, (70, 110, 170), tiles[:, 0])
+    return image_grid(tiles.reshape(-1, *tiles.shape[2:]), 256, tiles.shape[1])
 
 
 def _lines(x: Any, drawn: Any, missing: Any, symbols: str | None) -> list[str]:
@@ -207,7 +198,7 @@ def main(argv: list[str]) -> None:
         lines = _lines(x, result.x, missing, found.data["symbols"])
         print("\n".join(lines[: 4 * (budget.num_completions + 3)]))
         row["lines"] = lines
-    stem = f"complete-{FLAGS.split}-{FLAGS.mask}"
+    stem = f"complete-{FLAGS.split}-{os.path.basename(FLAGS.mask)}"
     for name in (*names, "num_examples", "seed", "checkpoint"):
         if FLAGS[name].present:
             stem += f"-{name}={FLAGS[name].value}"

@@ -37,11 +37,13 @@ def make(name, **fields):
 def log_probs(model, params, draws):
     """Log P of every state, by the mean of draws where it is an estimate."""
 
-    def find(params, key):
-        return gm_model.log_prob(model, params, STATES, None, key)[0]
+    def find(params, keys):
+        return jax.lax.map(
+            lambda key: gm_model.log_prob(model, params, STATES, None, key)[0], keys
+        )
 
-    find, keys = quick_jit(find), jax.random.split(jax.random.key(7), draws)
-    return logmeanexp(np.stack([np.asarray(find(params, k), float) for k in keys]))
+    keys = jax.random.split(jax.random.key(7), draws)
+    return logmeanexp(np.asarray(quick_jit(find)(params, keys), float))
 
 
 def posterior(log_p, missing):
@@ -113,7 +115,7 @@ def test_models_of_any_order_take_the_observed_first():
     hidden, seen = np.flatnonzero(DIAGONAL), np.flatnonzero(~DIAGONAL)
 
     def log_conditional(params, order):
-        x = jnp.asarray(STATES.reshape(-1, 4)[:, order])
+        x = jnp.asarray(STATES.reshape(-1, 4))[:, order]
         orders = jnp.broadcast_to(order, x.shape)
         found = model.apply({"params": params}, x, order=orders, method="conditionals")
         terms = model.apply({"params": params}, found, x, method="symbol_log_prob")
@@ -139,13 +141,15 @@ def test_models_of_any_order_take_the_observed_first():
 
 
 def test_metropolis_within_gibbs_completes_by_a_vae():
-    found, nats = compare("vae", FIRST, draws=300, num_steps=50)
+    found, nats = compare("vae", FIRST, draws=4000, num_steps=50)
     assert found.method == "Metropolis-within-Gibbs"
-    assert 0.05 < found.figures["acceptance"] <= 1
+    assert 0.05 < found.figures["acceptance"] < 1
+    # Of log P(x) there are 64 draws alone.
+    np.testing.assert_allclose(found.nats, nats, atol=0.15)
 
 
 def test_annealed_chains_complete_by_a_flow():
-    found, nats = compare("realnvp", FIRST, draws=300, num_particles=1, num_steps=60)
+    found, nats = compare("realnvp", FIRST, draws=4000, num_particles=1, num_steps=60)
     assert "Hamiltonian" in found.method
     np.testing.assert_allclose(found.nats, nats, atol=0.05)
 

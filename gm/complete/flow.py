@@ -21,13 +21,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from gm.bounds import logmeanexp
 from gm.complete.method import Drawn, Method, log_px, repeat
 from gm.likelihood import logistic_log_prob, quantize, sum_dims
 
 _LEAPFROGS = 5  # in a Hamiltonian step
-_RATE = 0.8  # of acceptance, that the sizes of the steps are tuned to
+_ACCEPTANCE = 0.8  # that the sizes of the steps are tuned to
+_TUNING = 0.2  # change of a log size by an acceptance that is off by 1
 
 
 class AnnealedHamiltonian(Method):
@@ -39,47 +41,49 @@ class AnnealedHamiltonian(Method):
 
     def draw(self, params: Any, x: jax.Array, cond: Any, key: jax.Array) -> Drawn:
         """See Method."""
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 6)
         n, m, chains = len(x), self.num_completions, self.rows
+        steps, dims = self.num_steps, self.model.num_dims
         x, missing = jnp.asarray(x, jnp.int32), jnp.asarray(self.missing)
         rows = (*repeat((x, cond), chains), missing)
-        run = functools.partial(anneal, self.model, params)
-        start = jnp.zeros(self.num_steps)
-        *_, sizes, _ = run(*rows, keys[0], start, tune=True)
-        v, log_w, _, rate = run(*rows, keys[1], sizes, tune=False)
+        run = functools.partial(move, self.model, params)
+        v = jax.random.logistic(keys[0], (n * chains, dims))
+        betas = (jnp.arange(steps + 1) / steps) ** 3
+        _, _, sizes, _ = run(*rows, keys[1], v, betas, jnp.zeros(steps), _TUNING)
+        v, log_w, _, rate = run(*rows, keys[2], v, betas, sizes, 0.0)
         log_w = log_w.reshape(n, chains)
-        chosen = jax.random.categorical(keys[2], log_w, shape=(m, n)).T  # [n, M]
-        v = v.reshape(n, chains, -1)
-        v = jnp.take_along_axis(v, chosen[..., None], axis=1).reshape(n * m, -1)
+        chosen = jax.random.categorical(keys[3], log_w, shape=(m, n)).T  # [n, M]
+        v = v.reshape(n, chains, dims)
+        v = jnp.take_along_axis(v, chosen[..., None], axis=1).reshape(n * m, dims)
         rows = (*repeat((x, cond), m), missing)
-        last = sizes[-1:]
-        drawn = move_on(
-            self.model, params, *rows, keys[3], v, last, max(self.num_steps // 4, 1)
-        )
+        more = jnp.ones(max(steps // 4, 1))
+        v, *_ = run(*rows, keys[4], v, jnp.append(more, 1), sizes[-1] * more, 0.0)
+        y = _points(self.model, *rows, v)
+        drawn = jnp.where(missing, quantize(y, self.model.num_values), rows[0])
         log_w = np.asarray(log_w, np.float64)
-        nats = logmeanexp(log_w, axis=1) - log_px(self.model, params, x, cond, keys[4])
-        share = np.exp(log_w - log_w.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
-        figures = {"acceptance": rate.reshape(n, chains).mean(1)}
-        figures["effective_sample_size"] = 1 / (share**2).sum(1)
+        nats = logmeanexp(log_w, axis=1) - log_px(self.model, params, x, cond, keys[5])
+        figures = {
+            "acceptance": np.asarray(rate).reshape(n, chains).mean(1),
+            "effective_sample_size": 1 / (softmax(log_w, axis=1) ** 2).sum(1),
+        }
         shape = (n, m, *self.model.shape)
-        return Drawn(np.asarray(drawn).reshape(shape), nats, jax.device_get(figures))
+        return Drawn(np.asarray(drawn).reshape(shape), nats, figures)
 
 
-def _box(model, x, missing):
-    """Low ends and widths of the coordinates' ranges, [B, *shape] each."""
+def _points(model, x, cond, missing, v):
+    """Y [B, *shape] of v [B, D]: observed ones in their cells, missing ones anywhere."""
     cell = 2 / model.num_values
     low = jnp.where(missing, -1.0, x * cell - 1)
-    return low, jnp.broadcast_to(jnp.where(missing, 2.0, cell), low.shape)
+    width = jnp.where(missing, 2.0, cell)
+    return low + width * jax.nn.sigmoid(v).reshape(low.shape)
 
 
 def _density(model, params, x, cond, missing):
     """V [B, D] -> (log p_Y(y(v)) + log |B|, its gradient, [B, D])."""
-    low, width = _box(model, x, missing)
     more = missing.sum() * jnp.log(model.num_values)  # |B| to the volume of a cell
 
     def total(v):
-        y = low + width * jax.nn.sigmoid(v).reshape(low.shape)
+        y = _points(model, x, cond, missing, v)
         found, _ = model.apply({"params": params}, x, y, cond, method="log_weight")
         return found.sum(), found + more
 
@@ -125,59 +129,8 @@ def _hamiltonian(density, key, state, beta, size):
     return state, taken
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tune"))
-def anneal(
-    model: Any,
-    params: Any,
-    x: jax.Array,
-    cond: Any,
-    missing: jax.Array,
-    key: jax.Array,
-    log_sizes: jax.Array,
-    tune: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A chain for each row, from the uniform distribution on its box to the flow's.
-
-    Args:
-      model, params: a flow.
-      x: [B, *shape] integers; those at `missing` are not read.
-      cond: [B, ...] or None.
-      missing: bool [*shape].
-      key: PRNG key.
-      log_sizes: [T], of the Hamiltonian steps; where they are tuned, only of the first.
-      tune: whether sizes follow the acceptance of all rows. The weights are then biased.
-
-    Returns:
-      v [B, D]; log-weights [B]; log sizes [T] that were used; acceptance rate [B].
-    """
-    num_steps = len(log_sizes)
-    density = _density(model, params, x, cond, missing)
-    key_start, key = jax.random.split(key)
-    v = jax.random.logistic(key_start, (len(x), model.num_dims))
-    betas = (jnp.arange(num_steps + 1) / num_steps) ** 3
-
-    def body(carry, index):
-        state, log_w, log_size, accepted = carry
-        log_size = log_size if tune else log_sizes[index]
-        log_w += (betas[index + 1] - betas[index]) * state[1]
-        state, taken = _hamiltonian(
-            density,
-            jax.random.fold_in(key, index),
-            state,
-            betas[index + 1],
-            jnp.exp(log_size),
-        )
-        used, log_size = log_size, log_size + 0.2 * (taken.mean() - _RATE)
-        return (state, log_w, log_size, accepted + taken), used
-
-    zeros = jnp.zeros(len(x))
-    start = ((v, *density(v)), zeros, log_sizes[0], zeros)
-    (state, log_w, _, accepted), used = jax.lax.scan(body, start, jnp.arange(num_steps))
-    return state[0], log_w, used, accepted / num_steps
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_steps"))
-def move_on(
+@functools.partial(jax.jit, static_argnames="model")
+def move(
     model: Any,
     params: Any,
     x: jax.Array,
@@ -185,17 +138,41 @@ def move_on(
     missing: jax.Array,
     key: jax.Array,
     v: jax.Array,
-    log_size: jax.Array,
-    num_steps: int,
-) -> jax.Array:
-    """Completions int32 [B, *shape], after further steps at beta = 1 from v [B, D]."""
+    betas: jax.Array,
+    log_sizes: jax.Array,
+    rate: float | jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A chain for each row through the distributions pi_beta.
+
+    Args:
+      model, params: a flow.
+      x: [B, *shape] integers; those at `missing` are not read.
+      cond: [B, ...] or None.
+      missing: bool [*shape].
+      key: PRNG key.
+      v: [B, D], where the chains start: a draw at the first beta.
+      betas: [T + 1].
+      log_sizes: [T], of the Hamiltonian steps.
+      rate: how fast all sizes to come follow the acceptance of all rows; above 0 the
+        weights are biased.
+
+    Returns:
+      v [B, D]; log-weights [B]; log sizes [T] that were used; acceptance [B].
+    """
     density = _density(model, params, x, cond, missing)
 
-    def body(state, index):
-        step_key = jax.random.fold_in(key, index)
-        return _hamiltonian(density, step_key, state, 1.0, jnp.exp(log_size))[0], None
+    def body(carry, t):
+        state, log_w, drift, accepted = carry
+        log_w += (betas[t + 1] - betas[t]) * state[1]
+        used = log_sizes[t] + drift
+        step_key = jax.random.fold_in(key, t)
+        state, taken = _hamiltonian(
+            density, step_key, state, betas[t + 1], jnp.exp(used)
+        )
+        drift += rate * (taken.mean() - _ACCEPTANCE)
+        return (state, log_w, drift, accepted + taken), used
 
-    state, _ = jax.lax.scan(body, (v, *density(v)), jnp.arange(num_steps))
-    low, width = _box(model, x, missing)
-    y = low + width * jax.nn.sigmoid(state[0]).reshape(low.shape)
-    return jnp.where(missing, quantize(y, model.num_values), x)
+    zeros, num_steps = jnp.zeros(len(x)), len(log_sizes)
+    start = ((v, *density(v)), zeros, 0.0, zeros)
+    (state, log_w, _, accepted), used = jax.lax.scan(body, start, jnp.arange(num_steps))
+    return state[0], log_w, used, accepted / num_steps

@@ -23,6 +23,8 @@ import numpy as np
 
 from gm.complete.method import Drawn, Method, log_px, repeat
 
+_PARTS = 8  # of the mixture at most, besides the prior
+
 
 class MetropolisWithinGibbs(Method):
     """For models with q(z|x), and pixels that are independent given z."""
@@ -39,8 +41,8 @@ class MetropolisWithinGibbs(Method):
 
     @property
     def rows(self) -> int:
-        """The chains; the importance samples are drawn one after the other."""
-        return self.num_completions * (self.num_completions + 1)
+        """The chains, or the mixture's parts and the prior, where those are more."""
+        return self.num_completions + 1
 
     def draw(self, params: Any, x: jax.Array, cond: Any, key: jax.Array) -> Drawn:
         """See Method."""
@@ -52,8 +54,9 @@ class MetropolisWithinGibbs(Method):
             self.model, params, *rows, missing, key_chain, self.num_steps
         )
         drawn = drawn.reshape(count, m, *self.model.shape)
+        states = drawn[:, :_PARTS]
         log_z, ess = log_observed(
-            self.model, params, drawn, cond, missing, key_weights, self.num_particles
+            self.model, params, states, cond, missing, key_weights, self.num_particles
         )
         log_z = np.asarray(log_z, np.float64)
         nats = log_z - log_px(self.model, params, x, cond, key_px)
@@ -138,27 +141,27 @@ def log_observed(
     """
     apply = functools.partial(_apply, model, params)
     count, m = states.shape[:2]
-    states = states.reshape(count * m, *model.shape)
+    observed = repeat(states[:, 0], m + 1)
+    flat_states = states.reshape(count * m, *model.shape)
     cond_m, cond_1 = repeat(cond, m), repeat(cond, m + 1)
-    observed = states.reshape(count, m, *model.shape)[:, 0]
 
     def body(_, index):
         key_q, key_p = jax.random.split(jax.random.fold_in(key, index))
-        z = apply("sample_posterior", states, cond_m, key=key_q).reshape(count, m, -1)
+        z = apply("sample_posterior", flat_states, cond_m, key=key_q)
         prior = apply("sample_joint", count, cond, key=key_p)[1]
-        z = jnp.concatenate([z, prior[:, None]], axis=1)  # [n, M + 1, latents]
-        flat = z.reshape(count * (m + 1), -1)
-        told = apply("generate", flat, cond_1)
-        x = repeat(observed, m + 1)
-        log_px_z = (_symbols(apply, told, x, model) * ~missing.ravel()).sum(1)
-        # log q(z | state) / p(z) of each z under each state
-        ratios = []
-        for i in range(m):
-            other = repeat(states.reshape(count, m, *model.shape)[:, i], m + 1)
-            log_w = apply("log_weight", other, flat, cond_1)[0]
-            ratios.append(_symbols(apply, told, other, model).sum(1) - log_w)
-        ratios.append(jnp.zeros_like(log_px_z))  # the prior itself
-        mixture = jax.nn.logsumexp(jnp.stack(ratios), axis=0) - math.log(m + 1)
+        z = jnp.concatenate([z.reshape(count, m, -1), prior[:, None]], axis=1)
+        z = z.reshape(count * (m + 1), -1)
+        told = apply("generate", z, cond_1)
+        log_px_z = (_symbols(apply, told, observed, model) * ~missing.ravel()).sum(1)
+
+        def ratio(state):  # log q(z | state) / p(z), state [n, *shape]
+            x = repeat(state, m + 1)
+            log_w = apply("log_weight", x, z, cond_1)[0]
+            return _symbols(apply, told, x, model).sum(1) - log_w
+
+        ratios = jax.lax.map(ratio, jnp.moveaxis(states, 1, 0))  # [M, n (M + 1)]
+        ratios = jnp.concatenate([ratios, jnp.zeros((1, len(z)))])  # the prior itself
+        mixture = jax.nn.logsumexp(ratios, axis=0) - math.log(m + 1)
         return None, (log_px_z - mixture).reshape(count, m + 1)
 
     _, log_w = jax.lax.scan(body, None, jnp.arange(num_draws))  # [S, n, M + 1]
