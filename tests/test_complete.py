@@ -24,7 +24,7 @@ STATES = PIXELS.states()
 LAST = np.asarray([[0, 0], [1, 1]], bool)[..., None]  # hidden: after the observed
 FIRST, DIAGONAL = ~LAST, np.eye(2, dtype=bool)[..., None]
 NUMBER = 43  # of the state that is completed
-COUNT = 4000  # completions; as many exact draws have a total variation of about 0.015
+COUNT = 12_000  # completions: as many exact draws have a total variation of 0.01
 
 
 def make(name, **fields):
@@ -67,7 +67,7 @@ def run(model, params, missing, count=COUNT, **budget):
 
 
 def compare(name, missing, draws=1, **budget):
-    """(completions, total variation, true nats of the hidden symbols)."""
+    """(completions, true nats of the hidden symbols, true log p(x_observed))."""
     model, params = make(name)
     log_p = log_probs(model, params, draws)
     probs, log_z = posterior(log_p, missing)
@@ -75,29 +75,31 @@ def compare(name, missing, draws=1, **budget):
     distance, nats = total_variation(found.x[0], probs), log_z - log_p[NUMBER]
     print(name, found.method, found.figures, distance, nats, found.nats)
     assert distance < 0.02
-    return found, nats
+    return found, nats, log_z
 
 
 def test_what_comes_last_is_completed_exactly():
-    found, nats = compare("made", LAST)
+    found, nats, log_z = compare("made", LAST)
     assert found.exact
     assert found.bound == "exact"
     np.testing.assert_allclose(found.nats, nats, atol=1e-4)
+    np.testing.assert_allclose(found.log_observed, log_z, atol=1e-4)
 
 
 def test_a_particle_filter_completes_what_comes_first():
-    found, nats = compare("made", FIRST, num_particles=64)
+    found, nats, log_z = compare("made", FIRST, num_particles=64)
     assert not found.exact
     assert found.bound == "lower"
     np.testing.assert_allclose(found.nats, nats, atol=0.01)
+    np.testing.assert_allclose(found.log_observed, log_z, atol=0.01)
     assert 1 < found.figures["effective_sample_size"] < 64
 
 
 def test_few_particles_give_an_unbiased_estimate_of_what_is_observed():
-    """The mean over 4000 filters of 2 particles; single ones are far off."""
+    """The mean over the filters of 2 particles; single ones are far off."""
     model, params = make("made")
     log_p = log_probs(model, params, 1)
-    found = run(model, params, FIRST, num_particles=2)
+    found = run(model, params, FIRST, 4000, num_particles=2)
     nats = posterior(log_p, FIRST)[1] - log_p[NUMBER]
     np.testing.assert_allclose(found.nats, nats, atol=0.03)
     assert found.figures["sd_of_log_p_observed_nats"] > 0.1
@@ -141,17 +143,20 @@ def test_models_of_any_order_take_the_observed_first():
 
 
 def test_metropolis_within_gibbs_completes_by_a_vae():
-    found, nats = compare("vae", FIRST, draws=4000, num_steps=50)
+    found, nats, log_z = compare("vae", FIRST, draws=4000, num_steps=50)
     assert found.method == "Metropolis-within-Gibbs"
     assert 0.05 < found.figures["acceptance"] < 1
-    # Of log P(x) there are 64 draws alone.
-    np.testing.assert_allclose(found.nats, nats, atol=0.15)
+    np.testing.assert_allclose(found.log_observed, log_z, atol=0.05)
+    np.testing.assert_allclose(found.nats, nats, atol=0.2)  # log P(x) has 64 draws
 
 
 def test_annealed_chains_complete_by_a_flow():
-    found, nats = compare("realnvp", FIRST, draws=4000, num_particles=1, num_steps=60)
+    found, nats, log_z = compare(
+        "realnvp", FIRST, draws=4000, num_particles=1, num_steps=40
+    )
     assert "Hamiltonian" in found.method
-    np.testing.assert_allclose(found.nats, nats, atol=0.05)
+    np.testing.assert_allclose(found.log_observed, log_z, atol=0.02)
+    np.testing.assert_allclose(found.nats, nats, atol=0.2)
 
 
 class Noisy(LikelihoodModel):
@@ -159,11 +164,13 @@ class Noisy(LikelihoodModel):
 
     estimate = Estimate.WEIGHT
 
+    def setup(self):
+        self.table = self.param("table", jax.nn.initializers.normal(1.0), (81,))
+
     def log_prob(self, x, cond=None, *, train=False):
-        table = self.param("table", jax.nn.initializers.normal(1.0), (81,))
         number = x.reshape(len(x), -1) @ (3 ** jnp.arange(4)[::-1])
         noise = jax.random.normal(self.make_rng("sample"), (len(x),))
-        log_w = jax.nn.log_softmax(table)[number] + noise - 0.5
+        log_w = jax.nn.log_softmax(self.table)[number] + noise - 0.5
         return log_w, {"all": log_w}
 
 
@@ -178,7 +185,7 @@ def test_pseudo_marginal_gibbs_is_exact_though_weights_are_noisy():
     assert total_variation(found.x[0], probs) < 0.02
 
 
-def test_observed_symbols_stay_and_examples_do_not_depend_on_their_number():
+def test_observed_symbols_stay_in_every_example():
     model, params = make("made")
     x = STATES[[5, 60, 33]]
     budget = complete.Budget(2, num_particles=8)

@@ -43,6 +43,7 @@ class Completions:
     method: str
     exact: bool  # whether the draws are exact for any budget
     nats: np.ndarray | None  # [N], -log p(x_missing | x_observed); None: not estimated
+    log_observed: np.ndarray | None  # [N], of an unbiased estimate of p(x_observed)
     bound: str  # of the nats in expectation: "exact", "upper", "lower" or "neither"
     figures: dict[str, float]  # means over examples: acceptance, effective samples
 
@@ -110,11 +111,13 @@ def complete(
         parts.append(jax.tree.map(lambda v, n=len(x) - start: v[:n], _as_tree(part)))
         if progress is not None:
             progress(min(start + size, len(x)))
-    drawn, nats, figures = jax.tree.map(lambda *v: np.concatenate(v), *parts)
+    drawn, nats, log_z, figures = jax.tree.map(lambda *v: np.concatenate(v), *parts)
     assert np.array_equal(drawn[:, 0][:, ~missing], x[:, ~missing])
     means = {name: float(v.mean()) for name, v in figures.items()}
-    return Completions(drawn, method.name, method.exact, nats, method.bound, means)
+    return Completions(
+        drawn, method.name, method.exact, nats, log_z, method.bound, means
+    )
 
 
-def _as_tree(part: Drawn) -> tuple[np.ndarray, np.ndarray | None, dict]:
-    return part.x, part.nats, part.figures
+def _as_tree(part: Drawn) -> tuple[Any, ...]:
+    return part.x, part.nats, part.log_observed, part.figures

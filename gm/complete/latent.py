@@ -62,7 +62,7 @@ class MetropolisWithinGibbs(Method):
         nats = log_z - log_px(self.model, params, x, cond, key_px)
         figures = {"acceptance": rate.reshape(count, m).mean(1)}
         figures["effective_sample_size"] = ess
-        return Drawn(np.asarray(drawn), nats, jax.device_get(figures))
+        return Drawn(np.asarray(drawn), nats, log_z, jax.device_get(figures))
 
 
 def _apply(model, params, method, *args, key=None):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gm.bounds import logmeanexp
@@ -28,6 +29,7 @@ class Drawn:
 
     x: np.ndarray  # integers [n, M, *shape], the observed symbols as they were
     nats: np.ndarray | None  # [n], -log p(x_missing | x_observed) of the original
+    log_observed: np.ndarray | None  # [n], log of an unbiased estimate of p(x_observed)
     figures: dict[str, np.ndarray]  # [n] each
 
 
@@ -82,4 +84,11 @@ def log_px(
 
 def repeat(tree: Any, count: int) -> Any:
     """Each example `count` times, one after the other: [n, ...] -> [n count, ...]."""
-    return jax.tree.map(lambda v: jax.numpy.repeat(v, count, axis=0), tree)
+    return jax.tree.map(lambda v: jnp.repeat(v, count, axis=0), tree)
+
+
+def systematic(key: jax.Array, log_w: jax.Array, count: int) -> jax.Array:
+    """Indices [count] of weights [P], each as often as its share, up to one in count."""
+    points = (jax.random.uniform(key) + jnp.arange(count)) / count
+    edges = jnp.cumsum(jax.nn.softmax(log_w))
+    return jnp.minimum(jnp.searchsorted(edges, points), len(log_w) - 1)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm.bounds import logmeanexp
-from gm.complete.method import Drawn, Method, log_px, repeat
+from gm.complete.method import Drawn, Method, log_px, repeat, systematic
 
 
 class Sequential(Method):
@@ -77,15 +77,16 @@ class Sequential(Method):
         )
         drawn = drawn.reshape(count, m, *self.model.shape)
         log_z = log_z.astype(np.float64).reshape(count, m)
+        log_observed = logmeanexp(log_z, axis=1)
         if self.exact:
             log_missing = log_prob_of(self.model, params, *rows, hidden)
             log_missing = np.asarray(log_missing, np.float64).reshape(count, m)
-            return Drawn(drawn, -logmeanexp(log_missing, axis=1), {})
-        nats = logmeanexp(log_z, axis=1) - log_px(self.model, params, x, cond, key_px)
+            return Drawn(drawn, -logmeanexp(log_missing, axis=1), log_observed, {})
+        nats = log_observed - log_px(self.model, params, x, cond, key_px)
         figures = {"effective_sample_size": ess.reshape(count, m).mean(1)}
         if m > 1:  # how far the filters agree: far below 1 nat where they are enough
             figures["sd_of_log_p_observed_nats"] = log_z.std(1, ddof=1)
-        return Drawn(drawn, nats, figures)
+        return Drawn(drawn, nats, log_observed, figures)
 
 
 def _apply(model, params, method, *args, **options):
@@ -175,7 +176,7 @@ def _filter(model, params, missing, count, x, cond, order, key):
             now = _effective(log_w)
             mean = jax.nn.logsumexp(log_w) - math.log(count)
             fresh = now < count / 2
-            chosen = _systematic(key_resample, log_w)
+            chosen = systematic(key_resample, log_w, count)
             chosen = jnp.where(fresh, chosen, jnp.arange(count))
             cache, drawn, value = jax.tree.map(
                 lambda v: v[chosen], (cache, drawn, value)
@@ -198,11 +199,3 @@ def _effective(log_w):
     """(sum w)^2 / sum w^2."""
     share = jax.nn.softmax(log_w)
     return 1 / (share**2).sum()
-
-
-def _systematic(key, log_w):
-    """Indices [P], each as often as its share of the weights, up to one more or less."""
-    count = len(log_w)
-    points = (jax.random.uniform(key) + jnp.arange(count)) / count
-    edges = jnp.cumsum(jax.nn.softmax(log_w))
-    return jnp.minimum(jnp.searchsorted(edges, points), count - 1)

@@ -42,7 +42,7 @@ class PseudoMarginalGibbs(Method):
         )
         figures = {"moves": np.asarray(moved).reshape(len(x), m).mean(1)}
         drawn = np.asarray(drawn).reshape(len(x), m, *self.model.shape)
-        return Drawn(drawn, None, figures)
+        return Drawn(drawn, None, None, figures)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_steps"))
