@@ -34,30 +34,6 @@ launcher.define_data_dir()
 flags.adopt_module_key_flags(launcher)
 
 
-def _split(found: Any) -> tuple[Any, Any]:
-    """The data set of the run, and the split that is asked for."""
-    from gm import data
-
-    config = found.config
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
-    split = dataset.split(FLAGS.split)
-    if isinstance(split, data.Fresh):
-        raise InputError(
-            f"--split={FLAGS.split}: {dataset.name} draws it anew at each step; "
-            "give valid or test"
-        )
-    if dataset.preprocessing != found.data["preprocessing"]:
-        raise InputError(
-            f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
-            f"the run was trained with {found.data['preprocessing']!r}"
-        )
-    return dataset, split
-
-
 def _row(found: Any, dataset: Any, split: Any) -> dict[str, Any] | None:
     """The run's result row, if it is of these examples and parameters."""
     from gm.data import identify
@@ -105,7 +81,7 @@ def _compress(found: Any) -> None:
         )
         name = path.name
     else:
-        dataset, split = _split(found)
+        dataset, split = launcher.load_split(found, FLAGS.split)
         x, cond = split.batch(np.arange(len(split)))
         source = {"kind": "array", "shape": list(x.shape)}
         whole = Whole(x, cond if found.model.cond else None, source)

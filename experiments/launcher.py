@@ -111,6 +111,38 @@ def run_config() -> RunConfig:
     )
 
 
+def load_split(found: Any, name: str) -> tuple[Any, Any]:
+    """The data set of a run, read again, and one of its splits.
+
+    Args:
+      found: the run, a `Trained`.
+      name: train, valid or test; --data_dir says where to look, else the run does.
+
+    Raises:
+      InputError: a split that is drawn anew, or another preprocessing than the run's.
+    """
+    from gm import data
+
+    config = found.config
+    dataset = data.load(
+        config.dataset,
+        resolution=config.resolution,
+        data_dir=FLAGS.data_dir or config.data_dir,
+    )
+    split = dataset.split(name)
+    if isinstance(split, data.Fresh):
+        raise InputError(
+            f"--split={name}: {dataset.name} draws it anew at each step; "
+            "give valid or test"
+        )
+    if dataset.preprocessing != found.data["preprocessing"]:
+        raise InputError(
+            f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
+            f"the run was trained with {found.data['preprocessing']!r}"
+        )
+    return dataset, split
+
+
 def write_application(
     found: Any, stem: str, row: dict[str, Any], picture: Any = None
 ) -> str:

@@ -11,6 +11,7 @@ distribution over documents of at most D - 1 symbols.
 
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +113,17 @@ class AutoregressiveModel(SymbolModel):
         up to float rounding.
         """
         raise TypeError(f"{type(self).__name__} defines no step")
+
+    @nn.nowrap
+    def order_after(
+        self, key: jax.Array, batch_size: int, first: np.ndarray
+    ) -> jax.Array | None:
+        """Orders int32 [B, D] to generate in, drawn, in which `first` (bool [D]) is first.
+
+        None where the model has but the raster order. Others are an argument `order` of
+        `init_cache` and `conditionals`.
+        """
+        return None
 
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False

@@ -221,6 +221,14 @@ class LatentModel(SampledLatents):
         mean, log_std = self.infer(x, cond, train=train)
         return mean.astype(jnp.float32), log_std.astype(jnp.float32)
 
+    def sample_posterior(
+        self, x: jax.Array, cond: jax.Array | None = None
+    ) -> jax.Array:
+        """Draws z ~ q(z|x), as `log_weight` takes it: x [B, *shape] -> [B, latent_dims]."""
+        mean, log_std = self._posterior(x, cond, False)
+        eps = jax.random.normal(self.make_rng("sample"), mean.shape)
+        return mean + jnp.exp(log_std) * eps
+
     def log_weight(
         self, x: jax.Array, z: jax.Array, cond: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

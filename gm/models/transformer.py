@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
@@ -197,6 +198,16 @@ class Transformer(AutoregressiveModel):
         rank = jax.random.uniform(key, (batch_size, self.num_dims))
         first = jnp.arange(self.num_dims)
         return jnp.argsort(jnp.where(first < known, first - known, rank), axis=1)
+
+    @nn.nowrap
+    def order_after(
+        self, key: jax.Array, batch_size: int, first: np.ndarray
+    ) -> jax.Array | None:
+        """Random orders, those of `first` before the others; None for the raster order."""
+        if not self._random:
+            return None
+        rank = jax.random.uniform(key, (batch_size, self.num_dims))
+        return jnp.argsort(rank + ~jnp.asarray(first), axis=1)
 
     def init_cache(
         self,

@@ -283,6 +283,14 @@ class VDVAE(PixelDecoder):
             "minus_kl": log_ratio,
         }
 
+    def sample_posterior(
+        self, x: jax.Array, cond: jax.Array | None = None
+    ) -> jax.Array:
+        """Draws z ~ q(z|x), as `log_weight` takes it: x [B, *shape] -> [B, latent_dims]."""
+        shape = (x.shape[0], self.latent_dims)
+        noise = jax.random.normal(self.make_rng("sample"), shape)
+        return self._decode(noise, cond, self._encode(x, cond, False))[1]
+
     def log_weight(
         self, x: jax.Array, z: jax.Array, cond: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

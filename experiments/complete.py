@@ -1,0 +1,210 @@
+"""Completes half-seen examples with a trained run: a row of numbers and a picture.
+
+  python -m experiments.complete --workdir=runs/made --mask=bottom
+  python -m experiments.complete --workdir=runs/cube --mask=random:0.5 --num_examples=32
+
+Draws from p(x_missing | x_observed) by the most exact method that the model allows, and
+says which. In the picture each row is an example: what is seen of it, its completions,
+and the original.
+"""
+
+import os
+from typing import Any
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "directory of a trained run")
+flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
+flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "which examples")
+flags.DEFINE_string(
+    "mask",
+    None,
+    "what is hidden: left, right, top, bottom, box, random:0.5, or a FILE of the "
+    "examples' shape (.npy of booleans, True: hidden; or an image, white: hidden)",
+)
+flags.DEFINE_integer("num_examples", 16, "how many, spread over the split")
+flags.DEFINE_integer("num_completions", 4, "of each example")
+flags.DEFINE_integer("num_particles", None, "per completion (default: the method's)")
+flags.DEFINE_integer("num_steps", None, "of a Markov chain (default: the method's)")
+flags.DEFINE_integer("seed", 0, "of the noise, and of the pixels of random:P")
+launcher.define_data_dir()
+flags.adopt_module_key_flags(launcher)
+
+_SIGNS = {"exact": "", "upper": "<= ", "lower": ">= ", "neither": "about "}
+_SAID = {
+    "exact": "exact",
+    "upper": "an upper bound in expectation",
+    "lower": "a lower bound in expectation",
+    "neither": "an estimate, the difference of two bounds",
+}
+
+
+def _examples(found: Any) -> tuple[Any, Any, Any]:
+    """The data set of the run, and (x, cond) of examples spread over the split."""
+    import numpy as np
+
+    dataset, split = launcher.load_split(found, FLAGS.split)
+    if not 1 <= FLAGS.num_examples <= len(split):
+        raise InputError(
+            f"--num_examples={FLAGS.num_examples}: give 1 to {len(split)}, the number "
+            f"of examples of {dataset.name} {FLAGS.split}"
+        )
+    numbers = np.arange(FLAGS.num_examples) * len(split) // FLAGS.num_examples
+    x, cond = split.batch(numbers)
+    return dataset, x, cond if found.model.cond else None
+
+
+def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
+    """The row of the metric: of the hidden symbols of the true examples."""
+    import numpy as np
+
+    from gm.likelihood import bits
+
+    hidden = int(missing.sum())
+    right = (result.x == x[:, None])[:, :, missing].mean()
+    row = {
+        "method": result.method,
+        "exact_draws": result.exact,
+        "figures": result.figures,
+        "num_missing": hidden,
+        "num_dims": int(missing.size),
+        "symbols_as_original": float(right),
+        "bound": result.bound if result.nats is not None else None,
+    }
+    if result.nats is None:
+        return row
+    mean = float(result.nats.mean())
+    error = result.nats.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else None
+    return row | {
+        "nats_missing": mean,
+        "standard_error_nats": None if error is None else float(error),
+        "bits_per_missing_dim": bits(mean) / hidden,
+        "standard_error_bits_per_missing_dim": None
+        if error is None
+        else bits(float(error)) / hidden,
+    }
+
+
+def _legal(dataset: Any, x: Any) -> dict[str, Any]:
+    """How many completions can occur, where that is known."""
+    import numpy as np
+
+    if dataset.support is None:
+        return {}
+    facts = dataset.support.facts(x.reshape(-1, *dataset.shape))
+    legal = np.all(list(facts.values()), axis=0)
+    named = {name: float(held.mean()) for name, held in facts.items()}
+    return {"legal": float(legal.mean()), "facts": named}
+
+
+def _report(row: dict[str, Any]) -> None:
+    """Prints the row."""
+    figures = ", ".join(f"{k} {v:.3g}" for k, v in row["figures"].items())
+    print(f"method: {row['method']}{f' ({figures})' if figures else ''}")
+    hidden, dims = row["num_missing"], row["num_dims"]
+    if row["bound"] is None:
+        print(f"{hidden} of {dims} symbols hidden; this method does not estimate bits")
+    else:
+        error = row["standard_error_bits_per_missing_dim"]
+        shown = "" if error is None else f" ± {error:.4f}"
+        print(
+            f"{hidden} of {dims} symbols hidden: {_SIGNS[row['bound']]}"
+            f"{row['bits_per_missing_dim']:.4f}{shown} bits per missing symbol "
+            f"({_SAID[row['bound']]}; {row['num_examples']} examples)"
+        )
+    if "legal" in row:
+        facts = ", ".join(f"{k} {v:.1%}" for k, v in row["facts"].items())
+        print(f"completions that can occur: {row['legal']:.1%} ({facts})")
+
+
+def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
+    """A row for each example: observed, completions, original; hidden pixels are blue."""
+    import numpy as np
+
+    from gm.writer import image_grid
+
+    tiles = np.concatenate([x[:, None], drawn, x[:, None]], axis=1).astype(np.int64)
+    tiles = tiles * 255 // (num_values - 1)
+    if tiles.shape[-1] == 1:
+        tiles = tiles.repeat(3, axis=-1)
+    hidden = np.broadcast_to(missing, tiles.shape[2:])
+    tiles[:, 0] = np.where(hidden, (70, 110, 170), tiles[:, 0])
+    return image_grid(tiles.reshape(-1, *tiles.shape[2:]), 256, tiles.shape[1])
+
+
+def _lines(x: Any, drawn: Any, missing: Any, symbols: str | None) -> list[str]:
+    """The same as text; a hidden symbol is shown as _."""
+    import numpy as np
+
+    def text(values, hidden=None):
+        shown = [symbols[v] if symbols else str(v) for v in values]
+        if hidden is not None:
+            shown = ["_" if h else s for s, h in zip(shown, hidden, strict=True)]
+        joined = "".join(shown) if symbols or np.max(values) < 10 else " ".join(shown)
+        return joined.replace("\n", "\\n")
+
+    lines = []
+    for truth, completions in zip(x, drawn, strict=True):
+        lines += [f"observed   {text(truth, missing)}"]
+        lines += [f"completed  {text(c)}" for c in completions]
+        lines += [f"original   {text(truth)}", ""]
+    return lines
+
+
+def main(argv: list[str]) -> None:
+    """Completes, writes and prints."""
+    launcher.refuse_arguments(argv)
+    for name in ("workdir", "mask"):
+        if not getattr(FLAGS, name):
+            raise InputError(f"--{name} is required; see --help")
+    if not 0 <= FLAGS.seed < 2**31:
+        raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
+
+    from gm import complete, trained
+    from gm.writer import Progress
+
+    found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
+    model = found.model
+    missing = complete.parse_mask(FLAGS.mask, model.shape, FLAGS.seed)
+    names = ("num_completions", "num_particles", "num_steps")
+    budget = complete.Budget(**{name: getattr(FLAGS, name) for name in names})
+    method = complete.method_for(model, missing, budget)
+    dataset, x, cond = _examples(found)
+    progress = Progress("completing", len(x))
+    result = complete.complete(
+        model,
+        found.params,
+        x,
+        cond,
+        missing,
+        budget,
+        seed=FLAGS.seed,
+        progress=lambda done: progress.update(done, method.name),
+    )
+    progress.close()
+    row = {"split": FLAGS.split, "mask": FLAGS.mask, "seed": FLAGS.seed}
+    row |= {"num_examples": len(x), "num_completions": budget.num_completions}
+    row |= {"num_particles": method.num_particles, "num_steps": method.num_steps}
+    row |= _numbers(result, x, missing) | _legal(dataset, result.x)
+    _report(row)
+    picture = None
+    if len(model.shape) == 3:
+        picture = _picture(x, result.x, missing, model.num_values)
+    else:
+        lines = _lines(x, result.x, missing, found.data["symbols"])
+        print("\n".join(lines[: 4 * (budget.num_completions + 3)]))
+        row["lines"] = lines
+    stem = f"complete-{FLAGS.split}-{os.path.basename(FLAGS.mask)}"
+    for name in (*names, "num_examples", "seed", "checkpoint"):
+        if FLAGS[name].present:
+            stem += f"-{name}={FLAGS[name].value}"
+    path = launcher.write_application(found, stem, row, picture)
+    print(f"{path}.json{' and .png' if picture else ''}")
+
+
+if __name__ == "__main__":
+    launcher.run(main)
