@@ -13,7 +13,10 @@ from gm.config import TrainConfig
 from gm.likelihood import bits_per_dim
 from gm.model import LikelihoodModel, init_params, log_prob
 
-_FLIP = 0xF11B  # apart from the numbers that a model's own keys are split by
+_FLIP, _MUTATE = (
+    0xF11B,
+    0x3A7E,
+)  # apart from the numbers that a model's own keys are split by
 
 
 @flax.struct.dataclass
@@ -113,6 +116,27 @@ def _flip(key, x):
     return jnp.where(mirrored, x[:, :, ::-1], x)
 
 
+def _mutate(key, x, rate, num_values):
+    """Draws each symbol anew with a probability: uniformly, so that it may stay.
+
+    What such a model learns is the background of a likelihood ratio: Ren et al. (2019),
+    section 3.
+    """
+    where, what = jax.random.split(key)
+    drawn = jax.random.randint(what, x.shape, 0, num_values).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(where, rate, x.shape), drawn, x)
+
+
+def _augment(config, key, x, num_values):
+    """The examples of a batch as the step is to see them."""
+    if config.augmentation == "flip":
+        return _flip(jax.random.fold_in(key, _FLIP), x)
+    if config.mutation_rate:
+        key = jax.random.fold_in(key, _MUTATE)
+        return _mutate(key, x, config.mutation_rate, num_values)
+    return x
+
+
 def train_step(
     model: LikelihoodModel,
     optimizer: optax.GradientTransformation,
@@ -125,8 +149,7 @@ def train_step(
     An update whose loss or gradient is not finite is left out and counted.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
-    if config.augmentation == "flip":
-        batch = (_flip(jax.random.fold_in(key, _FLIP), batch[0]), batch[1])
+    batch = (_augment(config, key, batch[0], model.num_values), batch[1])
     (bpd, terms), grads = _gradient(model, state.params, batch, key, config.accumulate)
     grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(bpd) & jnp.isfinite(grad_norm)
