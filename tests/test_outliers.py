@@ -198,7 +198,7 @@ def test_local_dimension_of_a_plane():
 
 
 def test_lid_flags_the_unlikely_and_the_thin():
-    flow = fitted("realnvp")
+    flow = fitted("nice")
     fit = draw(40)
     found, _ = score(Models(flow), fit, {"fit": fit, "x": draw(10, 3)}, ["lid"])
     for values in found["lid"].values():
@@ -209,7 +209,7 @@ def test_lid_flags_the_unlikely_and_the_thin():
 # Fitting.
 
 
-@pytest.mark.parametrize("name", ["made", "vae", "realnvp"])
+@pytest.mark.parametrize("name", ["made", "vae", "nice"])
 def test_no_outlier_is_seen_in_fitting(name):
     models, fit, inliers = Models(fitted(name)), draw(30, 1), draw(25, 2)
     both = [

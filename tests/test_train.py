@@ -204,7 +204,7 @@ def test_mutations_are_uniform_draws_at_their_rate():
 
 
 def test_the_step_sees_mutated_symbols():
-    model, dataset, config, _ = tiny()
+    model, dataset, config, _ = tiny(learning_rate=0.05, schedule="constant")
     step = jax.jit(train_step, static_argnums=(0, 1, 2))
     x = jnp.zeros((8, *dataset.shape), jnp.uint8)
     bpd = {}
@@ -212,7 +212,7 @@ def test_the_step_sees_mutated_symbols():
         config = dataclasses.replace(config, augmentation=augmentation)
         optimizer = make_optimizer(config)
         state = init_state(model, optimizer, 0)
-        for _ in range(30):
+        for _ in range(60):
             state, metrics = step(model, optimizer, config, state, (x, None))
         bpd[augmentation] = float(metrics["train/bpd"])
     # Half of the symbols are noise over 17 values.

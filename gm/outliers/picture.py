@@ -31,12 +31,12 @@ def histograms(found: Comparison, title: str) -> Any:
 
     names = [name for name in _ORDER if name in found.scores][:SHOWN]
     names = names or list(found.scores)
-    columns = min(3, len(names))
+    columns = min(2, len(names))
     rows = -(-len(names) // columns)
     figure, panels = plt.subplots(
         rows,
         columns,
-        figsize=(5 * columns, 3.6 * rows),
+        figsize=(6.5 * columns, 3.2 * rows),
         dpi=100,
         layout="constrained",
         squeeze=False,
@@ -45,7 +45,7 @@ def histograms(found: Comparison, title: str) -> Any:
         axes.remove()
     for axes, name in zip(panels.flat, names, strict=False):
         _panel(axes, name, found)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium", wrap=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
@@ -76,4 +76,5 @@ def _panel(axes, name, found):
     axes.set_yscale("log")
     axes.set_ylabel("part of the set")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize="small", title="AUROC", title_fontsize="small")
+    beside = dict(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.legend(fontsize="small", title="AUROC", title_fontsize="small", **beside)

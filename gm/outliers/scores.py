@@ -87,10 +87,13 @@ def _standardised(fit: Examples) -> Callable[[Examples], np.ndarray]:
 
     A statistic that is constant, or a copy of one before it, is left out.
     """
-    found, kept = _statistics(fit), []
+    found: dict[str, np.ndarray] = _statistics(fit)
+    kept: list[str] = []
     for name, value in found.items():
+        if value.std() <= 1e-6 * max(1, abs(value.mean())):
+            continue
         copies = [abs(np.corrcoef(value, found[k])[0, 1]) > 1 - 1e-6 for k in kept]
-        if value.std() > 1e-6 * max(1, abs(value.mean())) and not any(copies):
+        if not any(copies):
             kept.append(name)
     moments = {name: (found[name].mean(), found[name].std()) for name in kept}
 
