@@ -24,7 +24,9 @@ class TrainConfig:
     clip_norm: float = _flag(1.0, "largest global norm of the gradient (bits/dim)")
     ema_decay: float = _flag(0.999, "of the averaged parameters that are evaluated")
     augmentation: str = _flag(
-        "none", "of training images: none or flip (left to right)"
+        "none",
+        "of training examples: none, flip (images, left to right) or mutate:RATE "
+        "(that part of the symbols drawn anew)",
     )
     cond_drop_rate: float = _flag(
         0.0, "share of examples that come without their condition, for guidance"
@@ -69,7 +71,6 @@ class TrainConfig:
             )
         choices = {
             "schedule": ("cosine", "constant"),
-            "augmentation": ("none", "flip"),
             "on_nonfinite": ("abort", "skip", "rollback"),
         }
         for name, valid in choices.items():
@@ -77,6 +78,20 @@ class TrainConfig:
                 raise InputError(
                     f"--{name}={getattr(self, name)}: give {' or '.join(valid)}"
                 )
+        if self.augmentation not in ("none", "flip") and not 0 < self.mutation_rate < 1:
+            raise InputError(
+                f"--augmentation={self.augmentation}: give none or flip, or "
+                "mutate:RATE with a rate between 0 and 1, such as mutate:0.2"
+            )
+
+    @property
+    def mutation_rate(self) -> float:
+        """The rate of --augmentation=mutate:RATE; 0 for any other augmentation."""
+        kind, _, rate = self.augmentation.partition(":")
+        try:
+            return float(rate) if kind == "mutate" else 0.0
+        except ValueError:
+            return 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def check_feed(dataset: Dataset, config: TrainConfig) -> None:
             f"--batch_size={size}: the train split of {dataset.name} has only "
             f"{len(source)} examples; give at most that"
         )
-    if config.augmentation != "none" and len(dataset.shape) != 3:
+    if config.augmentation == "flip" and len(dataset.shape) != 3:
         raise InputError(
             f"--augmentation={config.augmentation}: {dataset.name} has no images; "
             "give none"

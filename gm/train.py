@@ -14,8 +14,8 @@ from gm.likelihood import bits_per_dim
 from gm.model import LikelihoodModel, init_params, log_prob
 from gm.nn.conditioning import drop
 
-_FLIP = 0xF11B  # apart from the numbers that a model's own keys are split by
-_DROP = 0xD309
+# Apart from the numbers that a model's own keys are split by.
+_FLIP, _MUTATE, _DROP = 0xF11B, 0x3A7E, 0xD309
 
 
 @flax.struct.dataclass
@@ -115,6 +115,27 @@ def _flip(key, x):
     return jnp.where(mirrored, x[:, :, ::-1], x)
 
 
+def _mutate(key, x, rate, num_values):
+    """Draws each symbol anew with a probability: uniformly, so that it may stay.
+
+    What such a model learns is the background of a likelihood ratio: Ren et al. (2019),
+    section 3.
+    """
+    where, what = jax.random.split(key)
+    drawn = jax.random.randint(what, x.shape, 0, num_values).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(where, rate, x.shape), drawn, x)
+
+
+def _augment(config, key, x, num_values):
+    """The examples of a batch as the step is to see them."""
+    if config.augmentation == "flip":
+        return _flip(jax.random.fold_in(key, _FLIP), x)
+    if config.mutation_rate:
+        key = jax.random.fold_in(key, _MUTATE)
+        return _mutate(key, x, config.mutation_rate, num_values)
+    return x
+
+
 def train_step(
     model: LikelihoodModel,
     optimizer: optax.GradientTransformation,
@@ -127,8 +148,7 @@ def train_step(
     An update whose loss or gradient is not finite is left out and counted.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
-    if config.augmentation == "flip":
-        batch = (_flip(jax.random.fold_in(key, _FLIP), batch[0]), batch[1])
+    batch = (_augment(config, key, batch[0], model.num_values), batch[1])
     if config.cond_drop_rate and model.cond is not None and batch[1] is not None:
         drop_key = jax.random.fold_in(key, _DROP)
         batch = (batch[0], drop(drop_key, model.cond, batch[1], config.cond_drop_rate))

@@ -1,5 +1,6 @@
 """The step, the order of the data, the loop."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,7 +20,14 @@ from gm.feed import check_feed, make_feed
 from gm.fit import Trainer
 from gm.model import build
 from gm.rundir import RunDirectory
-from gm.train import _flip, init_state, make_optimizer, train_step, train_steps
+from gm.train import (
+    _flip,
+    _mutate,
+    init_state,
+    make_optimizer,
+    train_step,
+    train_steps,
+)
 from gm.writer import read_metrics
 
 
@@ -183,6 +191,40 @@ def test_flips_are_drawn_per_image_and_change_nothing_else():
     same = np.asarray((flipped == x).all((1, 2, 3)))
     assert (mirrored ^ same).all()
     assert 150 < mirrored.sum() < 250
+
+
+def test_mutations_are_uniform_draws_at_their_rate():
+    x = jnp.full((100, 60), 3, jnp.uint8)
+    mutated = np.asarray(_mutate(jax.random.key(0), x, 0.3, 4))
+    assert mutated.dtype == np.uint8
+    # A symbol that is drawn anew is the same in one case of four.
+    assert abs((mutated != 3).mean() - 0.3 * 3 / 4) < 0.02
+    for value in (0, 1, 2):
+        assert abs((mutated == value).mean() - 0.3 / 4) < 0.015
+
+
+def test_the_step_sees_mutated_symbols():
+    model, dataset, config, _ = tiny(learning_rate=0.05, schedule="constant")
+    step = jax.jit(train_step, static_argnums=(0, 1, 2))
+    x = jnp.zeros((8, *dataset.shape), jnp.uint8)
+    bpd = {}
+    for augmentation in ("none", "mutate:0.5"):
+        config = dataclasses.replace(config, augmentation=augmentation)
+        optimizer = make_optimizer(config)
+        state = init_state(model, optimizer, 0)
+        for _ in range(60):
+            state, metrics = step(model, optimizer, config, state, (x, None))
+        bpd[augmentation] = float(metrics["train/bpd"])
+    # Half of the symbols are noise over 17 values.
+    assert bpd["mutate:0.5"] > bpd["none"] + 1
+
+
+@pytest.mark.parametrize("text", ["mutate", "mutate:", "mutate:x", "mutate:1", "turn"])
+def test_an_augmentation_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match=f"--augmentation={text}: .* mutate:RATE"):
+        TrainConfig(augmentation=text).check()
+    TrainConfig(augmentation="mutate:0.2").check()
+    check_feed(data.load("pocket_cube"), TrainConfig(augmentation="mutate:0.2"))
 
 
 def test_flips_of_what_is_no_image_are_refused():

@@ -66,6 +66,11 @@ def _find(root: Path) -> tuple[list[Path], np.ndarray, list[str], np.ndarray | N
     return paths, np.array(parts), classes, label
 
 
+def image_paths(root: Path) -> list[Path]:
+    """The images under a folder in the order of `read_folder`; InputError if none."""
+    return _find(root)[0]
+
+
 def read_folder(
     root: Path, resolution: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], np.ndarray]:

@@ -232,6 +232,32 @@ def is_legal(stickers: np.ndarray) -> np.ndarray:
     return np.all(list(invariants(stickers).values()), axis=0)
 
 
+def make_illegal(stickers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Legal cubes with one piece turned in its place, which no face turn can do.
+
+    One corner that is not held fixed is twisted, or, in half of the 3x3x3, one edge is
+    flipped.
+
+    Args:
+      stickers: integers [N, 24] or [N, 54].
+      rng: draws the piece and the direction.
+    """
+    x = np.asarray(stickers)
+    cube, rows = _cube({24: 2, 54: 3}[x.shape[1]]), np.arange(len(x))[:, None]
+    corner = rng.integers(7 if x.shape[1] == 24 else 8, size=len(x))
+    turn = rng.integers(1, 3, size=(len(x), 1))
+    places = cube.corners[corner]  # [N, 3]
+    twisted = x.copy()
+    rolled = np.take_along_axis(places, (np.arange(3) + turn) % 3, axis=1)
+    twisted[rows, places] = x[rows, rolled]
+    if not len(cube.edges):
+        return twisted
+    places = cube.edges[rng.integers(len(cube.edges), size=len(x))]  # [N, 2]
+    flipped = x.copy()
+    flipped[rows, places] = x[rows, places[:, ::-1]]
+    return np.where(rng.random((len(x), 1)) < 0.5, twisted, flipped)
+
+
 def first_corner(stickers: np.ndarray) -> np.ndarray:
     """Returns which cubie, in which turn, sits in the first corner: int [N].
 
