@@ -94,13 +94,9 @@ def run_config() -> RunConfig:
         if not getattr(FLAGS, name):
             raise InputError(f"--{name} is required; see --help")
     settings = parse_settings(load_model(FLAGS.model).Model, parse_set(FLAGS.set))
-    # Absolute, so that a run can be evaluated from another folder.
-    dataset, path = FLAGS.dataset, FLAGS.dataset.removeprefix("files:")
-    if dataset.startswith("files:") and os.path.exists(path):
-        dataset = f"files:{os.path.abspath(path)}"
     return RunConfig(
         model=FLAGS.model,
-        dataset=dataset,
+        dataset=_absolute(FLAGS.dataset),
         resolution=FLAGS.resolution,
         data_dir=FLAGS.data_dir and os.path.abspath(FLAGS.data_dir),
         conditional=FLAGS.conditional,
@@ -108,6 +104,16 @@ def run_config() -> RunConfig:
         settings=settings,
         train=train_config(),
     )
+
+
+def _absolute(dataset: str) -> str:
+    """A data set's name with absolute paths, so that another folder serves as well."""
+    for mark in ("files:", "folders:"):
+        head, found, text = dataset.partition(mark)
+        paths = text.split(",") if mark == "folders:" else [text]
+        if found and all(os.path.exists(path) for path in paths):
+            return head + mark + ",".join(map(os.path.abspath, paths))
+    return dataset
 
 
 def write_application(

@@ -23,9 +23,7 @@ def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
         "unit": dataset.unit,
         "preprocessing": dataset.preprocessing,
         "symbols": dataset.symbols,
-        "cond": dataclasses.asdict(dataset.cond)
-        if conditional and dataset.cond
-        else None,
+        "cond": dataset.cond.to_json() if conditional and dataset.cond else None,
     }
 
 
