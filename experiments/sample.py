@@ -44,6 +44,11 @@ def _parse_cond(model, config, text, count):
             told = ", ".join(names) if names else f"0 to {spec.size - 1}"
             raise InputError(f"--cond={text}: give one of {told}")
         return np.full(count, label, np.int32)
+    if spec.kind == "image" and text is not None:
+        raise InputError(
+            f"--cond={text}: the run's condition is an image; leave it out, or see "
+            "experiments.translate"
+        )
     low, high = np.asarray(spec.low), np.asarray(spec.high)
     if text is None:  # as in the data
         from gm import data

@@ -75,9 +75,9 @@ def _nats(found: Any, dataset: Any, x: Any, cond: Any) -> tuple[Any, int, str]:
 
     from gm.data import ArraySplit
     from gm.evaluate import check_importance_samples, evaluate_nats
-    from gm.translate import evaluated
+    from gm.trained import own_row
 
-    have = evaluated(found, dataset, FLAGS.split)
+    have = own_row(found, dataset, FLAGS.split)
     if have is not None:
         row, nats = have
         return nats, row["num_importance_samples"], f"results/{FLAGS.split}.json"

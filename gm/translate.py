@@ -22,9 +22,8 @@ from gm.errors import InputError
 from gm.evaluate import num_params
 from gm.likelihood import bits
 from gm.model import LikelihoodModel, log_prob
-from gm.rundir import read_json
 from gm.spec import Estimate
-from gm.trained import Trained
+from gm.trained import Trained, own_row
 
 MAX_NEIGHBOURS = 10_000  # training pairs among which the nearest source is looked for
 
@@ -146,28 +145,6 @@ def leaked_mass(
     return np.asarray(leaked)
 
 
-def evaluated(
-    found: Trained, dataset: Dataset, split: str
-) -> tuple[dict[str, Any], np.ndarray] | None:
-    """The run's result row of a split and its nats in the split's own order.
-
-    None unless it is of these examples and parameters.
-    """
-    path = found.run.results / f"{split}.json"
-    if not path.exists():
-        return None
-    row, examples = read_json(path), dataset.split(split)
-    if isinstance(examples, Fresh) or row.get("checkpoint") != found.checkpoint:
-        return None
-    sha256, order = identify(dataset, examples)
-    file = path.with_suffix(".nats.npy")
-    if row.get("split_sha256") != sha256 or not file.exists():
-        return None
-    nats = np.empty(len(order))
-    nats[order] = np.load(file)
-    return row, nats
-
-
 def whole_images(
     found: Trained, source: Trained, dataset: Dataset, sources: Dataset, split: str
 ) -> tuple[dict[str, Any], np.ndarray]:
@@ -184,9 +161,9 @@ def whole_images(
     Raises:
       InputError: a run without a row.
     """
-    rows, total = [], np.float64(0)
+    rows, total = [], np.zeros(len(dataset.split(split)))  # type: ignore[arg-type]
     for run, data in ((found, dataset), (source, sources)):
-        have = evaluated(run, data, split)
+        have = own_row(run, data, split)
         if have is None:
             raise InputError(
                 f"--split={split}: {run.run.path} has no result row of it and of "
@@ -196,7 +173,7 @@ def whole_images(
         rows.append(have[0])
         total = total + have[1]
     order = identify(dataset, dataset.split(split))[1]  # type: ignore[arg-type]
-    nats = np.asarray(total)[order]
+    nats = total[order]
     mean, kinds = float(nats.mean()), [row["estimate"] for row in rows]
     same = ("split_sha256", "num_examples", "shape", "num_values", "unit", "split")
     return {name: rows[0][name] for name in same} | {
