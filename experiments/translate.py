@@ -262,9 +262,14 @@ def _unpaired(found: Any, dataset: Any) -> None:
     unpaired.check_flow(found.model)
     model, split = found.model, dataset.split(FLAGS.split)
     x, domain = split.batch(np.arange(len(split)))
-    moved, cycle = unpaired.translate(model, found.params, x, domain, seed=FLAGS.seed)
-    names = model.cond.names or ("0", "1")
+    names, counts = model.cond.names or ("0", "1"), np.bincount(domain, minlength=2)
+    if counts.min() < 2:
+        raise InputError(
+            f"--split={FLAGS.split}: {counts[0]} images of {names[0]} and {counts[1]} of "
+            f"{names[1]}; some of both are needed"
+        )
     partners = split.partners() if hasattr(split, "partners") else None
+    moved, cycle = unpaired.translate(model, found.params, x, domain, seed=FLAGS.seed)
     nats, draws, of = _nats(found, dataset, x, domain)
     row: dict[str, Any] = {
         "split": FLAGS.split,
@@ -281,7 +286,7 @@ def _unpaired(found: Any, dataset: Any) -> None:
         },
         "domains": {},
     }
-    columns, shown = [], min(FLAGS.num_examples, *np.bincount(domain, minlength=2))
+    columns, shown = [], min(FLAGS.num_examples, *counts)
     for a in (0, 1):
         here = np.flatnonzero(domain == a)
         row["domains"][names[a]] = _bits(found, nats[here])

@@ -25,7 +25,8 @@ from gm.model import LikelihoodModel, log_prob
 from gm.spec import Estimate
 from gm.trained import Trained, own_row
 
-MAX_NEIGHBOURS = 10_000  # training pairs among which the nearest source is looked for
+MAX_NEIGHBOURS = 10_000  # training pairs among which the nearest source is sought,
+MAX_ENTRIES = 2**26  # less of large images: entries of y in all
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature"))
@@ -104,20 +105,26 @@ def errors(y_hat: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def nearest(train: Split | Fresh, s: np.ndarray, seed: int = 0) -> np.ndarray:
     """The y of the training pair whose source is nearest to each s: [N, *shape].
 
-    Of at most MAX_NEIGHBOURS pairs, drawn with the seed; what any model must beat.
+    Of at most MAX_NEIGHBOURS pairs, drawn with the seed: what a model is held against.
     """
     from scipy.spatial.distance import cdist
 
     if isinstance(train, Fresh):
-        drawn = train.draw(jax.random.key(seed), MAX_NEIGHBOURS)
+        shapes = jax.eval_shape(lambda key: train.draw(key, 1), jax.random.key(seed))
+        drawn = train.draw(jax.random.key(seed), _most(shapes[0].size))
         y, sources = (np.asarray(a) for a in drawn)
     else:
-        rng, count = np.random.default_rng(seed), min(len(train), MAX_NEIGHBOURS)
+        rng = np.random.default_rng(seed)
+        count = min(len(train), _most(train.batch(np.arange(1))[0].size))
         y, given = train.batch(np.sort(rng.choice(len(train), count, replace=False)))
         sources = np.asarray(given)
     flat = [a.reshape(len(a), -1).astype(np.float32) for a in (s, sources)]
     found: np.ndarray = y[cdist(*flat, "cityblock").argmin(1)]
     return found
+
+
+def _most(size: int) -> int:
+    return max(1, min(MAX_NEIGHBOURS, MAX_ENTRIES // size))
 
 
 def leaked_mass(

@@ -22,11 +22,13 @@ from gm.model import LikelihoodModel
 
 def check_flow(model: LikelihoodModel) -> None:
     """InputError unless the model is a flow conditioned on one of two domains."""
-    if not isinstance(model, FlowModel) or model.forward is None:
+    if not isinstance(model, FlowModel):
         raise InputError(
             f"--unpaired: {type(model).__name__} is no flow, which it takes to encode "
             "in one domain and decode in the other; train such as glow or realnvp"
         )
+    if len(model.shape) != 3:
+        raise InputError(f"--unpaired: takes images, not {model.shape}")
     if model.cond is None or model.cond.kind != "class" or model.cond.size != 2:
         label = model.cond.label if model.cond else "none"
         raise InputError(

@@ -95,5 +95,7 @@ def load(
         unit="dim",
         preprocessing=base.preprocessing,
         cond=CondSpec("class", 2, names),
-        **splits,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
     )

@@ -149,7 +149,9 @@ def _load_folders(name: str, text: str, resolution: int | None) -> Dataset:
         note = f"centred squares, area-averaged to {resolution}x{resolution}; {note}"
     spec: CondSpec | None = _spec(tasks.Task("folders", lambda y: y, s.shape[1:], 256))
     if name.startswith("source:"):
-        splits = {part: ArraySplit(split.cond) for part, split in splits.items()}
+        splits = {
+            part: ArraySplit(np.asarray(split.cond)) for part, split in splits.items()
+        }
         y, spec = s, None
     return Dataset(
         name=name,
@@ -158,5 +160,7 @@ def _load_folders(name: str, text: str, resolution: int | None) -> Dataset:
         unit="dim",
         preprocessing=note,
         cond=spec,
-        **splits,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
     )
