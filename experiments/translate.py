@@ -40,8 +40,8 @@ def _check_flags() -> None:
     if not FLAGS.workdir:
         raise InputError("--workdir is required: the directory of a trained run")
     for name in ("num_examples", "num_outputs"):
-        if FLAGS[name].value < 1:
-            raise InputError(f"--{name}={FLAGS[name].value}: give 1 or more")
+        if getattr(FLAGS, name) < 1:
+            raise InputError(f"--{name}={getattr(FLAGS, name)}: give 1 or more")
     if not 0 < FLAGS.temperature < float("inf"):
         raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
     if not 0 <= FLAGS.seed < 2**31:
