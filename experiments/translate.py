@@ -103,7 +103,7 @@ def _bits(found: Any, nats: Any) -> dict[str, Any]:
     return {
         "bits_per_dim": float(nats.mean()) * per_dim,
         "bits_per_object": bits(float(nats.mean())),
-        "standard_error": None if spread is None else spread * per_dim,
+        "standard_error_bits_per_dim": None if spread is None else spread * per_dim,
         "num_examples": len(nats),
     }
 
@@ -312,8 +312,9 @@ def _print_unpaired(row: dict[str, Any]) -> None:
         "pixel off by more than 0.001"
     )
     for name, d in row["domains"].items():
+        error = d["standard_error_bits_per_dim"]
         print(
-            f"  {name}: <= {d['bits_per_dim']:.4f} ± {d['standard_error']:.4f} bits/dim "
+            f"  {name}: <= {d['bits_per_dim']:.4f} ± {error:.4f} bits/dim "
             f"({b['estimate']}, {b['num_importance_samples']} draw(s)), "
             f"{d['num_examples']} images"
         )
