@@ -34,22 +34,6 @@ launcher.define_data_dir()
 flags.adopt_module_key_flags(launcher)
 
 
-def _row(found: Any, dataset: Any, split: Any) -> dict[str, Any] | None:
-    """The run's result row, if it is of these examples and parameters."""
-    from gm.data import identify
-    from gm.rundir import read_json
-
-    path = found.run.results / f"{FLAGS.split}.json"
-    if not path.exists():
-        return None
-    row = read_json(path)
-    same = (
-        row.get("checkpoint") == found.checkpoint
-        and row.get("split_sha256") == identify(dataset, split)[0]
-    )
-    return row if same else None
-
-
 def _measured_nats(found: Any, x: Any, cond: Any) -> float:
     """The mean of one draw per example; x of any type and byte order."""
     import numpy as np
@@ -71,6 +55,7 @@ def _compress(found: Any) -> None:
     from gm import codec
     from gm.data.whole import Whole, read_whole
     from gm.rundir import write_whole
+    from gm.trained import own_row
     from gm.writer import Progress
 
     row = None
@@ -85,7 +70,8 @@ def _compress(found: Any) -> None:
         x, cond = split.batch(np.arange(len(split)))
         source = {"kind": "array", "shape": list(x.shape)}
         whole = Whole(x, cond if found.model.cond else None, source)
-        row, name = _row(found, dataset, split), f"{dataset.name} {FLAGS.split}"
+        have = own_row(found, dataset, FLAGS.split)
+        row, name = have and have[0], f"{dataset.name} {FLAGS.split}"
     progress = Progress("compressing", len(whole.x))
     begin = time.monotonic()
     data = codec.compress(

@@ -94,14 +94,9 @@ def run_config() -> RunConfig:
         if not getattr(FLAGS, name):
             raise InputError(f"--{name} is required; see --help")
     settings = parse_settings(load_model(FLAGS.model).Model, parse_set(FLAGS.set))
-    # Absolute, so that a run can be evaluated from another folder.
-    dataset = FLAGS.dataset
-    kind, _, path = dataset.partition(":")
-    if kind in ("files", "texts") and os.path.exists(path):
-        dataset = f"{kind}:{os.path.abspath(path)}"
     return RunConfig(
         model=FLAGS.model,
-        dataset=dataset,
+        dataset=_absolute(FLAGS.dataset),
         resolution=FLAGS.resolution,
         data_dir=FLAGS.data_dir and os.path.abspath(FLAGS.data_dir),
         conditional=FLAGS.conditional,
@@ -141,6 +136,16 @@ def load_split(found: Any, name: str) -> tuple[Any, Any]:
             f"the run was trained with {found.data['preprocessing']!r}"
         )
     return dataset, split
+
+
+def _absolute(dataset: str) -> str:
+    """A data set's name with absolute paths, so that another folder serves as well."""
+    for mark in ("files:", "texts:", "folders:"):
+        head, found, text = dataset.partition(mark)
+        paths = text.split(",") if mark == "folders:" else [text]
+        if found and all(os.path.exists(path) for path in paths):
+            return head + mark + ",".join(map(os.path.abspath, paths))
+    return dataset
 
 
 def write_application(

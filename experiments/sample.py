@@ -94,6 +94,11 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
     spec, text, count = found.model.cond, FLAGS.cond, FLAGS.num_samples
     if spec is None and text is not None:
         raise InputError(f"--cond={text}: the run is unconditional")
+    if text is not None and spec.kind == "image":
+        raise InputError(
+            f"--cond={text}: the run's condition is an image; leave it out, or see "
+            "experiments.translate"
+        )
     if text is not None:
         rows = parse_conditions(spec, text)
         several = len(rows) > 1 or not np.array_equal(*rows[0])

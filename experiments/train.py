@@ -57,6 +57,11 @@ def _configure():
                 f"--cond_drop_rate={config.train.cond_drop_rate}: there is no condition "
                 "to drop; give --conditional, or leave it out"
             )
+        if dataset.cond.kind == "image":
+            raise InputError(
+                f"--cond_drop_rate={config.train.cond_drop_rate}: an image is not "
+                "dropped; leave it out"
+            )
         cond = dataclasses.replace(dataset.cond, optional=True)
         dataset = dataclasses.replace(dataset, cond=cond)
     model = build(

@@ -42,6 +42,11 @@ def check_feed(dataset: Dataset, config: TrainConfig) -> None:
             f"--augmentation={config.augmentation}: {dataset.name} has no images; "
             "give none"
         )
+    if config.augmentation != "none" and dataset.cond and dataset.cond.kind == "image":
+        raise InputError(
+            f"--augmentation={config.augmentation}: {dataset.name} has images as "
+            "conditions, which would not be mirrored; give none"
+        )
 
 
 def make_feed(

@@ -267,6 +267,8 @@ def example(model: LikelihoodModel, batch_size: int = 1) -> tuple[Any, Any]:
         return x, None
     if model.cond.kind == "class":
         return x, jnp.zeros((batch_size,), jnp.int32)
+    if model.cond.kind == "image":
+        return x, jnp.zeros((batch_size, *model.cond.shape), jnp.int32)
     return x, jnp.zeros((batch_size, model.cond.size), jnp.float32)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gm.autoregressive import AutoregressiveModel
 from gm.likelihood import discretized_logistic_mixture_symbols, mixture_channels
 from gm.nn.causal import CausalConv
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of
 from gm.nn.symbols import symbol_features
 from gm.nn.views import Pixel, Row, View, Whole
 
@@ -95,7 +95,7 @@ class PixelModel(AutoregressiveModel):
         raise NotImplementedError
 
     def embed_cond(self, cond: jax.Array | None) -> jax.Array | None:
-        """The condition's embedding [B, width] by `self.embed`; None without one."""
+        """The condition's embedding by `self.embed`, for `View.condition`; None without."""
         embedding = self.embed(cond)
         return None if self.cond is None else embedding
 
@@ -121,7 +121,7 @@ class PixelModel(AutoregressiveModel):
 
     def make_embed(self, width: int) -> CondEmbedding:
         """The embedding of the condition."""
-        return CondEmbedding(self.cond, width, self.dtype)
+        return CondEmbedding(self.cond, width, self.dtype, grid_of(self.shape))
 
     def conditionals(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False

@@ -5,13 +5,14 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 
 from gm.checkpoint import Checkpoints
 from gm.config import RunConfig
-from gm.data.dataset import Dataset
+from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
 from gm.model import LikelihoodModel, ending, init_params, load_model
-from gm.rundir import RunDirectory
+from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec
 
 
@@ -24,16 +25,8 @@ def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
         "preprocessing": dataset.preprocessing,
         "symbols": dataset.symbols,
         "end": dataset.end,
-        "cond": _describe_cond(dataset.cond) if conditional and dataset.cond else None,
+        "cond": dataset.cond.to_json() if conditional and dataset.cond else None,
     }
-
-
-def _describe_cond(cond):
-    """As a dictionary; `optional` where it is so, as runs of older versions have it."""
-    values = dataclasses.asdict(cond)
-    return (
-        values if cond.optional else {k: values[k] for k in values if k != "optional"}
-    )
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
@@ -107,3 +100,24 @@ def load(path: str | os.PathLike, checkpoint: str = "best") -> Trained:
     return Trained(
         config, values["data"], model, params, f"{kind}, step {step}", meta, run
     )
+
+
+def own_row(
+    found: Trained, dataset: Dataset, split: str
+) -> tuple[dict[str, Any], np.ndarray] | None:
+    """The result row that a run has of a split, if it is of these parameters and examples.
+
+    Returns:
+      (row, nats of each example float64 [N] in the split's own order), or None.
+    """
+    path, examples = found.run.results / f"{split}.json", dataset.split(split)
+    file = path.with_suffix(".nats.npy")
+    if isinstance(examples, Fresh) or not (path.exists() and file.exists()):
+        return None
+    row = read_json(path)
+    sha256, order = identify(dataset, examples)
+    if (row.get("checkpoint"), row.get("split_sha256")) != (found.checkpoint, sha256):
+        return None
+    nats = np.empty(len(order))
+    nats[order] = np.load(file)
+    return row, nats

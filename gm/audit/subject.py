@@ -56,11 +56,16 @@ class Space:
         return np.asarray(list(grid), np.int32).reshape(-1, *self.shape)
 
     def conditions(self) -> np.ndarray | None:
-        """Every class; of real coordinates both ends, the middle and a random point."""
+        """Every class; four random images; of real coordinates both ends, the middle
+        and a random point.
+        """
         if self.cond is None:
             return None
         if self.cond.kind == "class":
             return np.arange(self.cond.size, dtype=np.int32)
+        if self.cond.kind == "image":
+            rng, shape = np.random.default_rng(0), (4, *self.cond.shape)
+            return rng.integers(0, self.cond.num_values, shape, np.int32)
         low, high = np.asarray(self.cond.low), np.asarray(self.cond.high)
         u = np.random.default_rng(0).random(self.cond.size)
         points = [low, high, (low + high) / 2, low + u * (high - low)]

@@ -217,11 +217,21 @@ DATASETS = {
     ),
 }
 
+# Data sets that a name after the colon completes.
+PREFIXES = {
+    "files": "gm.data.files:load",  # files:PATH, your own
+    "texts": "gm.data.texts:load",  # texts:PATH, documents that end
+    "tfds": _TFDS,  # tfds:NAME, of TensorFlow Datasets
+    "translate": "gm.data.translated:load",  # translate:TASK:NAME, images and sources
+    "source": "gm.data.translated:load",  # source:TASK:NAME, the sources alone
+    "domains": "gm.data.domains:load",  # domains:NAME, two kinds of images
+}
+
 
 def load(
     name: str, *, resolution: int | None = None, data_dir: str | None = None
 ) -> Dataset:
-    """Loads a data set by its name in DATASETS, `tfds:NAME`, `files:` or `texts:PATH`.
+    """Loads a data set by its name in DATASETS, or one of PREFIXES.
 
     Args:
       name: which data set.
@@ -237,18 +247,16 @@ def load(
         raise InputError(
             f"--resolution={resolution}: give a whole number of pixels from 1"
         )
-    if name.startswith("files:"):
-        path = "gm.data.files:load"
-    elif name.startswith("texts:"):
-        path = "gm.data.texts:load"
-    elif name.startswith("tfds:"):
-        path = _TFDS
+    prefix = name.partition(":")[0] if ":" in name else None
+    if prefix in PREFIXES:
+        path = PREFIXES[prefix]
     elif name in DATASETS:
         path = DATASETS[name].loader
     else:
         raise InputError(
             f"--dataset={name}: unknown{did_you_mean(name, DATASETS)} "
-            f"(one of {', '.join(DATASETS)}, tfds:NAME, files:PATH, texts:PATH)"
+            f"(one of {', '.join(DATASETS)}, tfds:NAME, files:PATH, texts:PATH, "
+            "translate:TASK:NAME, source:TASK:NAME, domains:NAME)"
         )
     module, function = path.split(":")
     return getattr(importlib.import_module(module), function)(

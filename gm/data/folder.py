@@ -45,7 +45,9 @@ def _headers(paths: Sequence[Path], resolution: int | None) -> tuple[str, set]:
     return "L" if modes <= {"1", "L", "LA"} else "RGB", sizes
 
 
-def _find(root: Path) -> tuple[list[Path], np.ndarray, list[str], np.ndarray | None]:
+def find_images(
+    root: Path,
+) -> tuple[list[Path], np.ndarray, list[str], np.ndarray | None]:
     """Returns (paths, part of each, class names, label of each or None)."""
     paths = sorted(
         p for p in root.rglob("*")
@@ -66,11 +68,6 @@ def _find(root: Path) -> tuple[list[Path], np.ndarray, list[str], np.ndarray | N
     return paths, np.array(parts), classes, label
 
 
-def image_paths(root: Path) -> list[Path]:
-    """The images under a folder in the order of `read_folder`; InputError if none."""
-    return _find(root)[0]
-
-
 def read_folder(
     root: Path, resolution: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], np.ndarray]:
@@ -88,7 +85,7 @@ def read_folder(
     Raises:
       InputError: as `load_folder`.
     """
-    paths, parts, classes, label = _find(root)
+    paths, parts, classes, label = find_images(root)
     mode, sizes = _headers(paths, resolution)
     width, height = next(iter(sizes))
     shape = (resolution, resolution) if resolution else (height, width)

@@ -92,7 +92,7 @@ def _check_images(root, shape):
         raise InputError(f"--input={root}: a folder; the run does not model images")
     mode = "L" if shape[2] == 1 else "RGB"
     right = (f"{shape[1]}x{shape[0]}", mode, 1, False)
-    for path in folder._find(root)[0]:
+    for path in folder.find_images(root)[0]:
         with reading(path, "an image"), Image.open(path) as image:
             size, frames = "x".join(map(str, image.size)), getattr(image, "n_frames", 1)
             rescaled = any(";16" in str(t[3]) or t[0] == "ppm" for t in image.tile)

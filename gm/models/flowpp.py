@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.attention import SelfAttention
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.convolution import Conv, num_halvings
 from gm.nn.coupling import mask
 from gm.nn.dequantization import VariationalDequantizer
@@ -121,7 +121,7 @@ class GatedNetwork(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, cond: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C], cond [B or 1, width] -> [B, H, W, features], float32."""
-        cond = cond[:, None, None]
+        cond = per_position(cond, h.shape[1:3])
         small = nn.initializers.normal(0.02)
         places = self.param("places", small, (*h.shape[1:3], self.width))
         h = Conv(self.width, dtype=self.dtype)(h) + places.astype(self.dtype) + cond
@@ -210,7 +210,9 @@ class FlowPP(MultiScaleFlow):
             MixtureCoupling(kind, parity, self.num_mixtures, args)
             for parity, kind in enumerate(k for k in kinds if k != "squeeze")
         ]
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.embed = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
 
     @nn.nowrap
     def make_dequantizer(self) -> nn.Module:

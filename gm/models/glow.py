@@ -31,7 +31,7 @@ import numpy as np
 from gm.errors import InputError
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.convolution import Conv, conv, num_halvings
 from gm.nn.invertible import ActNorm, InvertibleConv, Repeated
 
@@ -82,7 +82,8 @@ class AffineCoupling(nn.Module):
         a, b = jnp.split(h, [h.shape[-1] // 2], axis=-1)
         size, start = _kernel_size(h), nn.initializers.normal(0.05)
         hidden = a if a.shape[-1] else 0 * b  # one channel: nothing is kept
-        hidden = Conv(self.width, size, self.dtype, start)(hidden) + cond[:, None, None]
+        hidden = Conv(self.width, size, self.dtype, start)(hidden)
+        hidden = hidden + per_position(cond, hidden.shape[1:3])
         hidden = Conv(self.width, 1, self.dtype, start)(nn.relu(hidden))
         hidden = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.relu(hidden))
         features = b.shape[-1] * (2 if self.affine else 1)
@@ -196,7 +197,9 @@ class Glow(MultiScaleFlow):
             Prior(False, self.dtype) for _ in range(self.scales - 1)
         ]
         self.priors = [*lower, top]
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.embed = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
 
     @property
     def layout(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ import numpy as np
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.attention import Block
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.coupling import mask
 from gm.nn.patches import check_heads, num_squeezes, patch_channels
 
@@ -50,12 +50,15 @@ class Coupling(nn.Module):
         inverse: bool = False,
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """[B, T, C], m [T, C]: 1 where it is kept -> ([B, T, C], log_det [B])."""
+        """[B, T, C], m [T, C]: 1 where it is kept -> ([B, T, C], log_det [B]).
+
+        cond: embedded, [B, T or 1, width].
+        """
         length, channels = h.shape[1:]
         start = nn.initializers.normal(0.02)
         places = self.param("places", start, (length, self.width))
         t = nn.Dense(self.width, dtype=self.dtype)(h * m) + places.astype(self.dtype)
-        t = t + cond[:, None]
+        t = t + cond
         for _ in range(self.depth):
             t, _ = Block(
                 self.num_heads,
@@ -104,6 +107,8 @@ class Couplings(nn.Module):
             length=len(self.kinds),
             reverse=inverse,
         )
+        cond = per_position(cond, h.shape[1:3])
+        cond = cond.reshape(len(cond), -1, cond.shape[-1])  # [B, T or 1, width]
         tokens = h.reshape(h.shape[0], -1, h.shape[-1])
         masks = jnp.asarray(self._arrays(h.shape[1:]))
         tokens, log_dets = loop(self.layer, tokens, masks)
@@ -152,7 +157,9 @@ class Jet(MultiScaleFlow):
             parent=None,
         )
         self.couplings = Couplings(layer, kinds)
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.embed = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
 
     @property
     def layout(self) -> tuple[int, ...]:

@@ -99,8 +99,8 @@ class HorizontalLayer(nn.Module):
         if link is not None:
             out = out + view.pick(link)
         if cond is not None:
-            shift = nn.Dense(2 * self.width, use_bias=False, dtype=self.dtype)(cond)
-            out = out + shift[:, None, None]
+            told = view.condition(cond, out)
+            out = out + nn.Dense(2 * self.width, use_bias=False, dtype=self.dtype)(told)
         out = nn.Dropout(self.dropout_rate, deterministic=not train)(_gate(out))
         residual = layer(self.width, 1, "residual")(view, out)
         return residual, layer(self.width, 1, "skip")(view, out)
@@ -150,8 +150,8 @@ class MaskedBlock(nn.Module):
         half = max(width // 2, 1)
         out = CausalConv(half, (1, 1), dtype=self.dtype, name="down")(view, nn.relu(h))
         if cond is not None:
-            shift = nn.Dense(half, use_bias=False, dtype=self.dtype)(cond)
-            out = out + shift[:, None, None]
+            told = view.condition(cond, out)
+            out = out + nn.Dense(half, use_bias=False, dtype=self.dtype)(told)
         out = MaskedLayer(half, self.kernel_size, self.dtype)(view, nn.relu(out))
         out = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.relu(out))
         return h + CausalConv(width, (1, 1), dtype=self.dtype, name="up")(view, out)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from gm.flow import CodingLayer, MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of
 from gm.nn.coupling import Conditioner, arrange, kinds, mask, places
 
 
@@ -95,7 +95,9 @@ class RealNVP(MultiScaleFlow):
             Coupling(kind, parity, *args)
             for kind, parity in kinds(self.shape, self.num_couplings)
         ]
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.embed = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
 
     def steps(self) -> list[Any]:
         """`num_couplings` of each kind in `plan`."""

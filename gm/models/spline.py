@@ -27,7 +27,7 @@ import numpy as np
 from gm.errors import InputError
 from gm.flow import MultiScaleFlow, from_normal, to_normal
 from gm.likelihood import sum_dims
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of
 from gm.nn.coupling import Conditioner, arrange, kinds, mask
 
 MIN_SIZE = 1e-3  # of a bin, as a part of the interval, and of a slope
@@ -146,7 +146,9 @@ class NeuralSplineFlow(MultiScaleFlow):
             SplineCoupling(kind, parity, self.num_bins, *args)
             for kind, parity in kinds(self.shape, self.num_couplings)
         ]
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.embed = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
 
     def steps(self) -> list[Any]:
         """`num_couplings` of each kind in `plan`."""

@@ -33,7 +33,7 @@ from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
 from gm.likelihood import sum_dims
 from gm.nn.attention import Block, coordinates
-from gm.nn.conditioning import CondEmbedding, with_none
+from gm.nn.conditioning import CondEmbedding, grid_of, per_symbol, with_none
 from gm.spec import Estimate
 
 
@@ -107,7 +107,9 @@ class Transformer(AutoregressiveModel):
             self.head = nn.Dense(self.num_params, kernel_init=init, dtype=jnp.float32)
         if self.any_order:
             self.source_axes = self._axes("source_axis", small)
-        self.condition = CondEmbedding(self.cond, self.width, self.dtype)
+        self.condition = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
         self.blocks = [
             Block(
                 num_heads=self.num_heads,
@@ -147,6 +149,13 @@ class Transformer(AutoregressiveModel):
             return jnp.zeros((self.num_dims, self.width))
         return _sum_axes(self.source_axes, self.shape)
 
+    def _told(self, cond, order):
+        """What the condition adds to each token, [B, D or 1, width], in order."""
+        told = per_symbol(self.condition(cond), self.shape)
+        if order is None or told.shape[1] == 1:
+            return told
+        return jnp.take_along_axis(told, order[..., None], axis=1)
+
     def conditionals(
         self,
         x: jax.Array,
@@ -174,7 +183,7 @@ class Transformer(AutoregressiveModel):
         carried = self.embed(x[:, :-1]) + sources[..., :-1, :]
         start = jnp.broadcast_to(self.start, (x.shape[0], 1, self.width))
         h = jnp.concatenate([start, carried], axis=1)
-        h = h + places + self.condition(cond)[:, None]
+        h = h + places + self._told(cond, order)
         h = self.dropout(h.astype(self.dtype), deterministic=not train)
         for block in self.blocks:
             h, _ = block(h, train=train)
@@ -225,7 +234,10 @@ class Transformer(AutoregressiveModel):
             places, sources = places[order], sources[order]
         first = jnp.zeros_like(sources[..., :1, :])
         where = places + jnp.concatenate([first, sources[..., :-1, :]], axis=-2)
-        fixed = (self.condition(cond), jnp.moveaxis(where, -2, 0))
+        fixed = (
+            jnp.moveaxis(self._told(cond, order), 1, 0),
+            jnp.moveaxis(where, -2, 0),
+        )
         return fixed, [empty] * self.depth
 
     def step(
@@ -233,9 +245,10 @@ class Transformer(AutoregressiveModel):
     ) -> tuple[Any, jax.Array]:
         """Parameters [B, P] of symbol `index`; the cache grows by one position."""
         fixed, cells = cache
-        condition, where = fixed
+        told, where = fixed
         token = jnp.where(index > 0, self.embed(previous), self.start)
-        h = (token + where[index] + condition)[:, None].astype(self.dtype)
+        h = token + where[index] + told[index % told.shape[0]]
+        h = h[:, None].astype(self.dtype)
         grown = []
         for block, cell in zip(self.blocks, cells, strict=True):
             h, cell = block(h, cell, index)

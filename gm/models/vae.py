@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gm.latent import LatentModel, PixelDecoder
 from gm.likelihood import scale
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.convolution import Conv, depth_to_space, num_halvings, space_to_depth
 
 
@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
         layer = Conv if image else nn.Dense
         branch = nn.LayerNorm(dtype=self.dtype)(h)  # over channels, not over space
         branch = layer(width, dtype=self.dtype)(branch)
-        branch = nn.silu(branch + (cond[:, None, None] if image else cond))
+        branch = branch + (per_position(cond, h.shape[1:3]) if image else cond)
+        branch = nn.silu(branch)
         branch = nn.Dropout(self.dropout_rate, deterministic=not train)(branch)
         zeros = nn.initializers.zeros
         return h + layer(width, kernel_init=zeros, dtype=self.dtype)(branch)
@@ -73,7 +74,8 @@ class VAE(PixelDecoder, LatentModel):
         block = (self.dropout_rate, self.dtype)
         dense = dict(dtype=self.dtype)
         stem = Conv if self.halvings is not None else nn.Dense
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        grid = grid_of(self.shape) if self.halvings is not None else None
+        self.embed = CondEmbedding(self.cond, self.width, self.dtype, grid)
         self.stem = stem(self.width, **dense)
         self.encoder = [ResidualBlock(*block) for _ in range(levels * self.depth)]
         self.downs = [nn.Dense(self.width, **dense) for _ in range(levels - 1)]

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from gm.latent import PixelDecoder
 from gm.likelihood import normal_log_prob, sum_dims
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.convolution import Conv
 from gm.nn.resolutions import (
     SCANNED,
@@ -216,7 +216,9 @@ class VDVAE(PixelDecoder):
             for r in sorted({run.resolution for run in up})
             if r <= self.max_bias
         }
-        self.embed = CondEmbedding(self.cond, self.width, self.dtype)
+        self.embed = CondEmbedding(
+            self.cond, self.width, self.dtype, grid_of(self.shape)
+        )
         self.gain = self.param("gain", nn.initializers.ones, (self.width,))
         self.bias = self.param("bias", zeros, (self.width,))
         self.head = nn.Dense(self.pixel_params, kernel_init=first)  # float32
@@ -226,7 +228,7 @@ class VDVAE(PixelDecoder):
         x = x.reshape(-1, *self._grid(self.shape[0]), self.channels)
         features = symbol_features(x, self.num_values, self.one_hot)
         h = self.stem(features.reshape(*x.shape[:3], -1))
-        h = h + self.embed(cond)[:, None, None]
+        h = h + per_position(self.embed(cond), h.shape[1:3])
         found = {self.shape[0]: h}
         for run, blocks in zip(self.runs[0], self.down, strict=True):
             h, _ = run.apply(
@@ -242,7 +244,7 @@ class VDVAE(PixelDecoder):
         Returns:
           parameters of p(x|z); z [B, latent_dims]; log p(z) - log q(z|x) [B].
         """
-        c = self.embed(cond)[:, None, None]
+        c = self.embed(cond)
         features: dict[int, jax.Array] = {}
         log_ratio, zs, first = 0.0, [], 0
         shapes = self._latent_shapes()
@@ -251,7 +253,8 @@ class VDVAE(PixelDecoder):
             h = features.get(side)
             if h is None:
                 h = jnp.zeros((1, *grid, self.width))
-                h = (self.start.get(str(side), h) + c).astype(self.dtype)
+                h = self.start.get(str(side), h) + per_position(c, grid)
+                h = h.astype(self.dtype)
                 h = jnp.broadcast_to(h, (len(noise), *h.shape[1:]))
             if run.mix:
                 h = h + repeat(features[run.mix], grid)

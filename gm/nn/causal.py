@@ -99,7 +99,7 @@ class GatedResnet(nn.Module):
         cond: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """X [B, h, w, I], beside [B, h, w, any], cond [B, width] -> [B, h, w, I]."""
+        """X [B, h, w, I], beside [B, h, w, any], cond embedded -> [B, h, w, I]."""
         width = x.shape[-1]
         layer: dict[str, Any] = dict(
             right=self.right, weight_norm=True, dtype=self.dtype
@@ -117,8 +117,8 @@ class GatedResnet(nn.Module):
             view, h
         )
         if cond is not None:
-            shift = nn.Dense(2 * width, use_bias=False, dtype=self.dtype)(cond)
-            h = h + shift[:, None, None]
+            told = view.condition(cond, h)
+            h = h + nn.Dense(2 * width, use_bias=False, dtype=self.dtype)(told)
         return _add_gated(x, h)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gm.nn.conditioning import per_position
 from gm.nn.convolution import Conv, num_halvings
 
 
@@ -144,7 +145,7 @@ class Conditioner(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array, cond: jax.Array, train: bool) -> jax.Array:
-        """Y [B, H, W, C] or [B, L], cond [B, width] -> [..., features]."""
+        """Y [B, H, W, C] or [B, L], cond embedded -> [..., features]."""
 
         def layer(features, **kwargs):
             if self.convolutional:
@@ -152,7 +153,7 @@ class Conditioner(nn.Module):
             return nn.Dense(features, dtype=self.dtype, **kwargs)
 
         if self.convolutional:
-            cond = cond[:, None, None]
+            cond = per_position(cond, y.shape[1:3])
         h = layer(self.width)(y) + cond
         for _ in range(self.depth):
             branch = layer(self.width)(nn.silu(h))

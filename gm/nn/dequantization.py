@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gm.likelihood import scale, sum_dims
-from gm.nn.conditioning import CondEmbedding
+from gm.nn.conditioning import CondEmbedding, grid_of
 from gm.nn.coupling import Conditioner, mask
 from gm.spec import CondSpec
 
@@ -47,7 +47,8 @@ class VariationalDequantizer(nn.Module):
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """X [B, *shape] integers -> (u [B, *shape] in [0, 1], log q(u|x) [B])."""
-        embedded = CondEmbedding(self.spec, self.width, self.dtype)(cond)
+        embed = CondEmbedding(self.spec, self.width, self.dtype, grid_of(x.shape[1:]))
+        embedded = embed(cond)
         v = scale(x, self.num_values)
         image, channels = x.ndim == 4, x.shape[-1]
         kind = "checkerboard" if image else "half"

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gm.nn.attention import attend
+from gm.nn.conditioning import per_position
 from gm.nn.convolution import depth_to_space, padded_conv
 
 
@@ -64,6 +65,10 @@ class View:
 
     def at(self, table: jax.Array) -> jax.Array:
         """What a table [H, W, F] says of each pixel: [1, h, w, F]."""
+        raise NotImplementedError
+
+    def condition(self, cond: jax.Array, h: jax.Array) -> jax.Array:
+        """What a condition's embedding, a vector or a map, tells pixels h [B, h, w, I]."""
         raise NotImplementedError
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -135,6 +140,10 @@ class Whole(View):
         """All of it."""
         return table[None]
 
+    def condition(self, cond: jax.Array, h: jax.Array) -> jax.Array:
+        """All of it, at the scale of h."""
+        return per_position(cond, h.shape[1:3])
+
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """With a triangular mask."""
         batch, height, width = q.shape[:3]
@@ -188,6 +197,16 @@ class _Cached(View):
 
     def after_first(self, x: jax.Array, axis: str) -> jax.Array:
         return jnp.where(getattr(self, axis) > 0, x, 0)
+
+    def condition(self, cond: jax.Array, h: jax.Array) -> jax.Array:
+        """At the row, or at the pixel, of the view's scale."""
+        if cond.ndim == 2:
+            return per_position(cond, h.shape[1:3])
+        height, width = cond.shape[1:3]
+        cond = per_position(cond, (height * self.width // width, self.width))
+        place = (0, self.row, self.column, 0)
+        size = (cond.shape[0], *h.shape[1:3], cond.shape[3])
+        return jax.lax.dynamic_slice(cond, place, size)
 
 
 class Row(_Cached):

@@ -147,7 +147,7 @@ def read_images(root: str, inlier: Dataset) -> tuple[list[Path], np.ndarray]:
     if not path.is_dir():
         raise InputError(f"{flag}: no such folder; give a folder of images")
     try:
-        paths = folder.image_paths(path)
+        paths = folder.find_images(path)[0]
         x = folder.read_folder(path, side(shape))[1]
     except InputError as error:
         raise InputError(f"{flag}: {error}") from None

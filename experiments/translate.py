@@ -1,0 +1,344 @@
+"""Translates images with a trained run, and says how well and at how many bits.
+
+  python -m experiments.train --conditional --model=pixelcnn \
+      --dataset=translate:superres:2:digits --workdir=runs/up --evaluate=test
+  python -m experiments.translate --workdir=runs/up
+
+With a run of the sources (--dataset=source:superres:2:digits) as --source_run the bits
+of whole images are written as a result row, which `compare` ranks with unconditional ones.
+
+  python -m experiments.train --conditional --model=glow --dataset=domains:solids \
+      --workdir=runs/domains
+  python -m experiments.translate --workdir=runs/domains --unpaired
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments import launcher
+from gm.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "directory of a run on translate:TASK:NAME")
+flags.DEFINE_string("source_run", None, "directory of a run on source:TASK:NAME")
+flags.DEFINE_bool("unpaired", False, "from each of a flow's two domains to the other")
+flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "which examples")
+flags.DEFINE_integer(
+    "num_examples", 16, "images to translate (unpaired: in the picture)"
+)
+flags.DEFINE_integer("num_outputs", 4, "translations of each")
+flags.DEFINE_float("temperature", 1.0, "other than 1 leaves the likelihood model")
+flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
+flags.DEFINE_integer("num_importance_samples", 1, "where bits are still to be computed")
+flags.DEFINE_integer("seed", 0, "of the examples that are taken, and of the noise")
+launcher.define_data_dir()
+flags.adopt_module_key_flags(launcher)
+
+
+def _check_flags() -> None:
+    if not FLAGS.workdir:
+        raise InputError("--workdir is required: the directory of a trained run")
+    for name in ("num_examples", "num_outputs"):
+        if getattr(FLAGS, name) < 1:
+            raise InputError(f"--{name}={getattr(FLAGS, name)}: give 1 or more")
+    if not 0 < FLAGS.temperature < float("inf"):
+        raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
+    if not 0 <= FLAGS.seed < 2**31:
+        raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
+    if FLAGS.unpaired and FLAGS.source_run:
+        raise InputError("--source_run: is for pairs; leave it or --unpaired out")
+
+
+def _load(path: str, checkpoint: str) -> tuple[Any, Any]:
+    """(the run, its data set), the split being one that is not drawn anew."""
+    from gm import data, trained
+
+    found = trained.load(path, checkpoint)
+    config = found.config
+    dataset = data.load(
+        config.dataset,
+        resolution=config.resolution,
+        data_dir=FLAGS.data_dir or config.data_dir,
+    )
+    if isinstance(dataset.split(FLAGS.split), data.Fresh):
+        raise InputError(
+            f"--split={FLAGS.split}: {dataset.name} draws it anew at each step; "
+            "give valid or test"
+        )
+    return found, dataset
+
+
+def _nats(found: Any, dataset: Any, x: Any, cond: Any) -> tuple[Any, int, str]:
+    """(nats, draws, of what): of the run's result row, or else of these examples."""
+    import numpy as np
+
+    from gm.data import ArraySplit
+    from gm.evaluate import check_importance_samples, evaluate_nats
+    from gm.trained import own_row
+
+    have = own_row(found, dataset, FLAGS.split)
+    if have is not None:
+        row, nats = have
+        return nats, row["num_importance_samples"], f"results/{FLAGS.split}.json"
+    draws = check_importance_samples(found.model, FLAGS.num_importance_samples)
+    nats, _ = evaluate_nats(
+        found.model,
+        found.params,
+        ArraySplit(x, cond),
+        np.arange(len(x)),
+        num_importance_samples=draws,
+    )
+    return nats, draws, "these examples"
+
+
+def _bits(found: Any, nats: Any) -> dict[str, Any]:
+    """Mean bits of images given their condition, with the standard error."""
+    import numpy as np
+
+    from gm.likelihood import bits
+
+    per_dim = bits(1.0) / found.model.num_dims
+    spread = float(nats.std(ddof=1) / np.sqrt(len(nats))) if len(nats) > 1 else None
+    return {
+        "bits_per_dim": float(nats.mean()) * per_dim,
+        "bits_per_object": bits(float(nats.mean())),
+        "standard_error_bits_per_dim": None if spread is None else spread * per_dim,
+        "num_examples": len(nats),
+    }
+
+
+def _as_bytes(x: Any, num_values: int, shape: tuple[int, ...]) -> Any:
+    """Integers [N, h, w, c] as 256 levels of the size and channels of `shape`."""
+    import numpy as np
+
+    for axis in (1, 2):  # coarse pixels become blocks, of fine ones every n-th is shown
+        side, wanted = x.shape[axis], shape[axis - 1]
+        x = np.take(x, np.arange(wanted) * side // wanted, axis=axis)
+    if x.shape[3] != shape[2]:
+        x = np.repeat(x.mean(3, keepdims=True).astype(int), shape[2], axis=3)
+    return x.astype(int) * 255 // (num_values - 1)
+
+
+def _picture(columns: list[Any]) -> Any:
+    """Columns [N, H, W, C] of 256 levels side by side, one row for each example."""
+    import numpy as np
+
+    from gm.writer import image_grid
+
+    rows = np.stack(columns, axis=1)
+    return image_grid(rows.reshape(-1, *rows.shape[2:]), 256, columns=len(columns))
+
+
+def _stem(*names: str) -> str:
+    """The name of the outcome: the split, and what differs from the defaults."""
+    names = (*names, "temperature", "seed", "num_importance_samples", "checkpoint")
+    changed = [
+        f"{n}={FLAGS[n].value}" for n in names if FLAGS[n].value != FLAGS[n].default
+    ]
+    kind = "unpaired" if FLAGS.unpaired else "translate"
+    return "-".join([kind, FLAGS.split, *changed])
+
+
+def _paired(found: Any, dataset: Any) -> None:
+    """Draws outputs, judges them, and writes the row and the picture."""
+    import numpy as np
+
+    from gm import translate
+    from gm.data.translated import find_task
+
+    model, split = found.model, dataset.split(FLAGS.split)
+    if model.cond is None or model.cond.kind != "image":
+        label = (
+            f"its condition is {model.cond.label}" if model.cond else "unconditional"
+        )
+        raise InputError(
+            f"--workdir={FLAGS.workdir}: {label}; translate takes a run that was trained "
+            "with --conditional on --dataset=translate:TASK:NAME"
+        )
+    count = min(FLAGS.num_examples, len(split))
+    chosen = np.random.default_rng(FLAGS.seed).permutation(len(split))[:count]
+    y, s = split.batch(np.sort(chosen))
+    y_hat = translate.outputs(
+        model,
+        found.params,
+        s,
+        count=FLAGS.num_outputs,
+        seed=FLAGS.seed,
+        temperature=FLAGS.temperature,
+    )
+    task, near = find_task(dataset), translate.nearest(dataset.train, s, FLAGS.seed)
+    nats, draws, of = _nats(found, dataset, y, s)
+    row = {
+        "task": model.cond.names[0],
+        "split": FLAGS.split,
+        "num_examples": count,
+        "num_outputs": FLAGS.num_outputs,
+        "temperature": FLAGS.temperature,
+        "seed": FLAGS.seed,
+        "conditional_bits": _bits(found, nats)
+        | {"estimate": model.estimate.value, "num_importance_samples": draws, "of": of},
+        "consistency": None,
+        "leaked_mass": None,
+        "outputs": translate.errors(y_hat, y),
+        "nearest_training_pair": translate.errors(near[None], y),
+    }
+    if task is not None and task.checkable:
+        row["consistency"] = translate.consistency(task, y_hat, s)
+        leaked = translate.leaked_mass(model, found.params, task, s)
+        row["leaked_mass"] = {
+            "mean": 1 - row["consistency"]["images"]
+            if leaked is None
+            else float(leaked.mean()),
+            "how": "enumerated"
+            if leaked is not None
+            else "1 - consistency of the draws",
+        }
+    columns = [_as_bytes(s, model.cond.num_values, model.shape)]
+    columns += [_as_bytes(x, model.num_values, model.shape) for x in (*y_hat, y)]
+    stem = _stem("num_examples", "num_outputs")
+    path = launcher.write_application(found, stem, row, _picture(columns))
+    _print_paired(row, model.num_values)
+    print(f"source, {FLAGS.num_outputs} translations, truth: {path}.png, {path}.json")
+
+
+def _print_paired(row: dict[str, Any], num_values: int) -> None:
+    b = row["conditional_bits"]
+    how = b["estimate"] if b["estimate"] == "exact" else f"{b['estimate']}, bound"
+    bound = "" if b["estimate"] == "exact" else "<= "
+    print(
+        f"{row['task']}: {bound}{b['bits_per_dim']:.4f} bits/dim given the source ({how}, "
+        f"{b['num_importance_samples']} draw(s); {b['num_examples']} examples, {b['of']})"
+    )
+    if row["consistency"]:
+        c, leaked = row["consistency"], row["leaked_mass"]
+        print(
+            f"  g(output) = source: {100 * c['pixels']:.2f} % of its pixels, "
+            f"{100 * c['images']:.1f} % of {c['num_draws']} images; "
+            f"leaked mass {leaked['mean']:.4f} ({leaked['how']})"
+        )
+    e, near = row["outputs"], row["nearest_training_pair"]
+    print(
+        f"  mean absolute error, of {num_values} values: {e['mean_error']:.3f}, best of "
+        f"{row['num_outputs']} {e['best_error']:.3f}; nearest training pair "
+        f"{near['mean_error']:.3f}; outputs of a source differ by {e['diversity']:.3f}"
+    )
+
+
+def _whole_images(found: Any, dataset: Any) -> None:
+    """Writes and prints the bits of source and image together."""
+    from gm import tables, translate
+    from gm.data.translated import images_name
+    from gm.evaluate import provenance, write_result
+    from gm.results import unit_name
+
+    source, sources = _load(FLAGS.source_run, "best")
+    wanted = "source:" + found.config.dataset.partition(":")[2]
+    given, config = source.config, found.config
+    if (given.dataset, given.resolution) != (wanted, config.resolution):
+        raise InputError(
+            f"--source_run={FLAGS.source_run}: trained on {given.dataset} at resolution "
+            f"{given.resolution}; give a run on {wanted} at {config.resolution}"
+        )
+    row, nats = translate.whole_images(found, source, dataset, sources, FLAGS.split)
+    row |= {"resolution": config.resolution, "source_run": str(source.run.path)}
+    stem = f"whole-{FLAGS.split}"
+    if FLAGS.checkpoint != "best":
+        stem += f"-{FLAGS.checkpoint}"
+    path = write_result(found.run.results, stem, row | provenance(), nats)
+    print(
+        f"whole images of {images_name(dataset.name)}, bits(source) + bits(image | "
+        f"source): {tables.value_text(row)} {unit_name(row)}, over {len(nats)} examples "
+        f"({path})"
+    )
+
+
+def _unpaired(found: Any, dataset: Any) -> None:
+    """Translates a split between the two domains; writes the row and the picture."""
+    import numpy as np
+
+    from gm import unpaired
+
+    unpaired.check_flow(found.model)
+    model, split = found.model, dataset.split(FLAGS.split)
+    x, domain = split.batch(np.arange(len(split)))
+    names, counts = model.cond.names or ("0", "1"), np.bincount(domain, minlength=2)
+    if counts.min() < 2:
+        raise InputError(
+            f"--split={FLAGS.split}: {counts[0]} images of {names[0]} and {counts[1]} of "
+            f"{names[1]}; some of both are needed"
+        )
+    partners = split.partners() if hasattr(split, "partners") else None
+    moved, cycle = unpaired.translate(model, found.params, x, domain, seed=FLAGS.seed)
+    nats, draws, of = _nats(found, dataset, x, domain)
+    row: dict[str, Any] = {
+        "split": FLAGS.split,
+        "seed": FLAGS.seed,
+        "cycle_error": {
+            "max": float(cycle.max()),
+            "mean": float(cycle.mean()),
+            "images_above_1e-3": float((cycle.max((1, 2, 3)) > 1e-3).mean()),
+        },
+        "bits": {
+            "estimate": model.estimate.value,
+            "num_importance_samples": draws,
+            "of": of,
+        },
+        "domains": {},
+    }
+    columns, shown = [], min(FLAGS.num_examples, *counts)
+    for a in (0, 1):
+        here = np.flatnonzero(domain == a)
+        row["domains"][names[a]] = _bits(found, nats[here])
+        columns += [x[here[:shown]], moved[here[:shown]]]
+        if partners is not None:
+            true = x[partners[here]]
+            row["domains"][names[a]] |= unpaired.judge(x[here], moved[here], true)
+            columns.append(true[:shown])
+    columns = [_as_bytes(c, model.num_values, model.shape) for c in columns]
+    path = launcher.write_application(
+        found, _stem("num_examples"), row, _picture(columns)
+    )
+    _print_unpaired(row)
+    what = "image, translation" + (", true partner" if partners is not None else "")
+    print(f"{what}, for both domains: {path}.png, {path}.json")
+
+
+def _print_unpaired(row: dict[str, Any]) -> None:
+    c, b = row["cycle_error"], row["bits"]
+    print(
+        f"there and back again: off by {c['mean']:.2g} in the mean, {c['max']:.2g} at "
+        f"most (y in [-1, 1)); {100 * c['images_above_1e-3']:.1f} % of images have a "
+        "pixel off by more than 0.001"
+    )
+    for name, d in row["domains"].items():
+        error = d["standard_error_bits_per_dim"]
+        print(
+            f"  {name}: <= {d['bits_per_dim']:.4f} ± {error:.4f} bits/dim "
+            f"({b['estimate']}, {b['num_importance_samples']} draw(s)), "
+            f"{d['num_examples']} images"
+        )
+        if "match_rate" in d:
+            print(
+                f"    becomes its own partner: {100 * d['match_rate']:.1f} % (copies "
+                f"{100 * d['match_rate_of_copies']:.1f} %, chance "
+                f"{100 * d['match_rate_of_chance']:.1f} %); mean absolute error "
+                f"{d['mean_error']:.2f} (copies {d['mean_error_of_copies']:.2f})"
+            )
+
+
+def main(argv: list[str]) -> None:
+    """Translates."""
+    launcher.refuse_arguments(argv)
+    _check_flags()
+    found, dataset = _load(FLAGS.workdir, FLAGS.checkpoint)
+    if FLAGS.unpaired:
+        _unpaired(found, dataset)
+        return
+    _paired(found, dataset)
+    if FLAGS.source_run:
+        _whole_images(found, dataset)
+
+
+if __name__ == "__main__":
+    launcher.run(main)
