@@ -66,7 +66,7 @@ def _beside(flag: str, inlier: Any, inliers: list[Any]) -> list[Any]:
     from gm.outliers import Fitted
 
     chosen = []
-    for path in FLAGS[flag].value:
+    for path in FLAGS[flag].value or ():
         found = _load(path, flag)
         of = [i for i in inliers if _of_same_data(found, i)]
         if not of:
@@ -255,9 +255,9 @@ def main(argv: list[str]) -> None:
     if not FLAGS.inlier:
         raise InputError("--inlier is required: the directory of a trained run")
     for name in ("num_examples", "group_size", "num_importance_samples"):
-        least = 2 if name == "num_examples" else 1
-        if FLAGS[name].value < least:
-            raise InputError(f"--{name}={FLAGS[name].value}: give {least} or more")
+        least, value = 2 if name == "num_examples" else 1, getattr(FLAGS, name)
+        if value < least:
+            raise InputError(f"--{name}={value}: give {least} or more")
     if FLAGS.seed < 0:
         raise InputError(f"--seed={FLAGS.seed}: give 0 or more")
     inlier = _load(FLAGS.inlier, "inlier")

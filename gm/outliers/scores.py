@@ -64,7 +64,8 @@ def _likelihood_ratio(fit: Examples) -> Scorer:
 
 def _complexity(fit: Examples) -> Scorer:
     """-log2 P(x) - L(x), L the bits of the shortest file (Serra et al. 2020)."""
-    return lambda examples: bits(examples.nats) - examples.code_bits
+    per_nat = bits(1.0)
+    return lambda examples: per_nat * examples.nats - examples.code_bits
 
 
 def _waic(fit: Examples) -> Scorer:

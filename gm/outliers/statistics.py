@@ -15,8 +15,6 @@ import optax
 
 from gm.bounds import logmeanexp
 from gm.evaluate import check_importance_samples, example_log_weights
-from gm.flow import FlowModel
-from gm.latent import LatentModel
 from gm.likelihood import normal_kl, sum_dims, within_cell
 from gm.model import LikelihoodModel, log_prob
 
@@ -117,7 +115,7 @@ def _regrets(model, params, x, indices, key, num_steps, draws, learning_rate):
 
 
 def likelihood_regrets(
-    model: LatentModel,
+    model: LikelihoodModel,
     params: Any,
     x: np.ndarray,
     *,
@@ -129,7 +127,7 @@ def likelihood_regrets(
 
     Xiao et al. (2020), "Likelihood regret", who optimise the encoder's weights; here the
     mean and deviation of q are optimised by Adam, with a sampled reconstruction and
-    the closed-form KL.
+    the closed-form KL. For a LatentModel.
     """
     key = jax.random.key(0)
 
@@ -153,8 +151,8 @@ def _forward(model, params, y):
     return model.apply({"params": params}, y, None, method="forward")[0][0]
 
 
-def singular_values(model: FlowModel, params: Any, x: np.ndarray) -> np.ndarray:
-    """Singular values of dy/dz at the middle of the cell of x, falling: [N, D]."""
+def singular_values(model: LikelihoodModel, params: Any, x: np.ndarray) -> np.ndarray:
+    """Singular values of a flow's dy/dz at the middle of the cell of x, falling: [N, D]."""
 
     def batch(x, indices):
         del indices  # no noise
