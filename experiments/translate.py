@@ -140,14 +140,8 @@ def _stem(*names: str) -> str:
     return "-".join([kind, FLAGS.split, *changed])
 
 
-def _paired(found: Any, dataset: Any) -> None:
-    """Draws outputs, judges them, and writes the row and the picture."""
-    import numpy as np
-
-    from gm import translate
-    from gm.data.translated import find_task
-
-    model, split = found.model, dataset.split(FLAGS.split)
+def _check_paired(model: Any) -> None:
+    """InputError unless the model is conditioned on an image."""
     if model.cond is None or model.cond.kind != "image":
         label = (
             f"its condition is {model.cond.label}" if model.cond else "unconditional"
@@ -156,6 +150,17 @@ def _paired(found: Any, dataset: Any) -> None:
             f"--workdir={FLAGS.workdir}: {label}; translate takes a run that was trained "
             "with --conditional on --dataset=translate:TASK:NAME"
         )
+
+
+def _paired(found: Any, dataset: Any) -> None:
+    """Draws outputs, judges them, and writes the row and the picture."""
+    import numpy as np
+
+    from gm import translate
+    from gm.data.translated import find_task
+
+    model, split = found.model, dataset.split(FLAGS.split)
+    _check_paired(model)
     count = min(FLAGS.num_examples, len(split))
     chosen = np.random.default_rng(FLAGS.seed).permutation(len(split))[:count]
     y, s = split.batch(np.sort(chosen))

@@ -180,34 +180,45 @@ def whole_images(
         rows.append(have[0])
         total = total + have[1]
     order = identify(dataset, dataset.split(split))[1]  # type: ignore[arg-type]
-    nats = total[order]
+    row = _whole_row(rows, dataset, total)
+    row["num_params"] = num_params(found.params) + num_params(source.params)
+    row["checkpoint"] = f"{found.checkpoint}; {source.checkpoint}"
+    return row, total[order]
+
+
+def _whole_row(rows, dataset, nats):
+    """The row of a whole image from those of (image given source, source)."""
     mean, kinds = float(nats.mean()), [row["estimate"] for row in rows]
     same = ("split_sha256", "num_examples", "shape", "num_values", "unit", "split")
-    return {name: rows[0][name] for name in same} | {
-        "model": f"{rows[0]['model']} given {rows[1]['model']}",
-        "settings": {"image": rows[0]["settings"], "source": rows[1]["settings"]},
-        "dataset": images_name(dataset.name),
-        "preprocessing": dataset.preprocessing,
-        "conditioning": "none",
-        "augmentation": rows[0].get("augmentation", "none"),
-        # The product of two unbiased estimates is one of the product.
-        "estimate": next(e for e in ("elbo", "weight", "exact") if e in kinds),
-        "num_importance_samples": min(
-            (
-                row["num_importance_samples"]
-                for row in rows
-                if row["estimate"] != "exact"
+    summed = ("examples_seen", "train_seconds", "train_flops")
+    added = {name: sum(row.get(name, 0) for row in rows) for name in summed}
+    return (
+        {name: rows[0][name] for name in same}
+        | added
+        | {
+            "model": f"{rows[0]['model']} given {rows[1]['model']}",
+            "settings": {"image": rows[0]["settings"], "source": rows[1]["settings"]},
+            "dataset": images_name(dataset.name),
+            "preprocessing": dataset.preprocessing,
+            "conditioning": "none",
+            "augmentation": rows[0].get("augmentation", "none"),
+            # The product of two unbiased estimates is one of the product.
+            "estimate": next(e for e in ("elbo", "weight", "exact") if e in kinds),
+            "num_importance_samples": min(
+                (
+                    row["num_importance_samples"]
+                    for row in rows
+                    if row["estimate"] != "exact"
+                ),
+                default=1,
             ),
-            default=1,
-        ),
-        "nats": mean,
-        "bits_per_dim": bits(mean) / found.model.num_dims,
-        "bits_per_object": bits(mean),
-        "standard_error_nats": float(nats.std(ddof=1) / math.sqrt(len(nats)))
-        if len(nats) > 1
-        else None,
-        "terms_nats": {"image": rows[0]["nats"], "source": rows[1]["nats"]},
-        "entropy_floor_nats": dataset.entropy_nats,
-        "num_params": num_params(found.params) + num_params(source.params),
-        "checkpoint": f"{found.checkpoint}; {source.checkpoint}",
-    }, nats
+            "nats": mean,
+            "bits_per_dim": bits(mean) / math.prod(dataset.shape),
+            "bits_per_object": bits(mean),
+            "standard_error_nats": float(nats.std(ddof=1) / math.sqrt(len(nats)))
+            if len(nats) > 1
+            else None,
+            "terms_nats": {"image": rows[0]["nats"], "source": rows[1]["nats"]},
+            "entropy_floor_nats": dataset.entropy_nats,
+        }
+    )
