@@ -98,6 +98,14 @@ PRESETS = {
         valid_every=25,
         ema_decay=0.99,
     ),
+    "pocket_cube/mixture": preset(
+        NOT_RUN,
+        dict(num_components=100),
+        num_steps=1000,
+        batch_size=128,
+        learning_rate=0.03,
+        ema_decay=0.99,
+    ),
     # McLachlan & Peel's mixture of Bernoullis as in Larochelle & Murray (2011).
     "binarized_mnist/mixture": hundred_epochs(
         dict(num_components=500), learning_rate=0.02
@@ -153,6 +161,24 @@ PRESETS = {
         "<= 146.339 ± 1.273 bits/object",
         dict(width=256, num_latents=64),
         num_steps=1000,
+        num_importance_samples=8,
+    ),
+    "digits/pixelvae": preset(
+        "<= 1.9424 ± 0.0133 bits/dim",
+        dict(width=32, one_hot=False, num_mixtures=5, dropout_rate=0.2),
+        num_steps=1000,
+        learning_rate=2e-3,
+        valid_every=100,
+        ema_decay=0.995,
+        num_importance_samples=64,
+    ),
+    "pocket_cube/pixelvae": preset(
+        NOT_RUN,
+        dict(width=128, decoder_width=512, decoder_depth=2),
+        num_steps=1000,
+        batch_size=128,
+        learning_rate=2e-3,
+        ema_decay=0.99,
         num_importance_samples=8,
     ),
     # Child (2021), hps.py: cifar10. Trained there on 2 GPUs of batch 16, and steps of
