@@ -12,7 +12,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     "pocket_cube/independent": preset(
-        NOT_RUN,
+        "54.0870 ± 0.0037 bits/object",
         {},
         num_steps=400,
         batch_size=128,
