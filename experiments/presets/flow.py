@@ -238,8 +238,8 @@ PRESETS = {
         num_valid_examples=2000,
     ),
     "digits/flowpp": preset(
-        NOT_RUN,
-        dict(width=32, depth=1, num_mixtures=4, couplings=(2, 2, 2), dropout_rate=0.1),
+        "<= 1.8937 ± 0.0112 bits/dim",
+        dict(width=32, depth=1, num_mixtures=4, couplings=(2, 1, 1), dropout_rate=0.1),
         num_steps=200,
         learning_rate=2e-3,
         warmup_steps=50,
