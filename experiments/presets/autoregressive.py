@@ -155,10 +155,11 @@ PRESETS = {
     ),
     # Random orders; `evaluate --set=evaluation_order=raster` gives one exact order.
     "digits/transformer-any": preset(
-        NOT_RUN,
-        dict(any_order=True, width=64, depth=3, num_mixtures=5, dropout_rate=0.1),
-        num_steps=500,
-        learning_rate=2e-3,
+        "<= 2.0543 ± 0.0115 bits/dim",
+        dict(any_order=True, width=64, depth=2, num_mixtures=5),
+        num_steps=800,
+        batch_size=32,
+        learning_rate=6e-3,
         warmup_steps=50,
         valid_every=100,
         ema_decay=0.99,

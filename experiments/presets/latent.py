@@ -181,6 +181,26 @@ PRESETS = {
         ema_decay=0.99,
         num_importance_samples=8,
     ),
+    # A larger learning rate, or a bottleneck of 0.5, and the latents were not used.
+    "digits/vdvae": preset(
+        "<= 2.1163 ± 0.0121 bits/dim",
+        dict(
+            width=32,
+            bottleneck=1.0,
+            num_latents=4,
+            init_scale=2.0,
+            one_hot=False,
+            num_mixtures=5,
+            encoder_blocks="8x1,8d2,4d4,1x1",
+            decoder_blocks="1x1,4m1,4x1,8m4",
+        ),
+        num_steps=400,
+        learning_rate=3e-3,
+        warmup_steps=50,
+        valid_every=100,
+        ema_decay=0.99,
+        num_importance_samples=64,
+    ),
     # Child (2021), hps.py: cifar10. Trained there on 2 GPUs of batch 16, and steps of
     # gradient norm above 400 were skipped.
     "cifar10/vdvae": preset(
