@@ -99,6 +99,14 @@ PRESETS = {
         valid_every=25,
         ema_decay=0.99,
     ),
+    "pocket_cube/mixture": preset(
+        NOT_RUN,
+        dict(num_components=100),
+        num_steps=1000,
+        batch_size=128,
+        learning_rate=0.03,
+        ema_decay=0.99,
+    ),
     # McLachlan & Peel's mixture of Bernoullis as in Larochelle & Murray (2011).
     "binarized_mnist/mixture": static_mnist(
         dict(num_components=500), learning_rate=0.02
@@ -157,6 +165,44 @@ PRESETS = {
         dict(width=256, num_latents=64),
         num_steps=1000,
         num_importance_samples=8,
+    ),
+    "digits/pixelvae": preset(
+        "<= 1.9424 ± 0.0133 bits/dim",
+        dict(width=32, one_hot=False, num_mixtures=5, dropout_rate=0.2),
+        num_steps=1000,
+        learning_rate=2e-3,
+        valid_every=100,
+        ema_decay=0.995,
+        num_importance_samples=64,
+    ),
+    "pocket_cube/pixelvae": preset(
+        NOT_RUN,
+        dict(width=128, decoder_width=512, decoder_depth=2),
+        num_steps=1000,
+        batch_size=128,
+        learning_rate=2e-3,
+        ema_decay=0.99,
+        num_importance_samples=8,
+    ),
+    # A larger learning rate, or a bottleneck of 0.5, and the latents were not used.
+    "digits/vdvae": preset(
+        "<= 2.1163 ± 0.0121 bits/dim",
+        dict(
+            width=32,
+            bottleneck=1.0,
+            num_latents=4,
+            init_scale=2.0,
+            one_hot=False,
+            num_mixtures=5,
+            encoder_blocks="8x1,8d2,4d4,1x1",
+            decoder_blocks="1x1,4m1,4x1,8m4",
+        ),
+        num_steps=400,
+        learning_rate=3e-3,
+        warmup_steps=50,
+        valid_every=100,
+        ema_decay=0.99,
+        num_importance_samples=64,
     ),
     # Child (2021), hps.py: cifar10. Trained there on 2 GPUs of batch 16, and steps of
     # gradient norm above 400 were skipped.

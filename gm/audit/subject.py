@@ -158,7 +158,7 @@ class Subject:
 
     def terms(self, x: jax.Array, cond: Any, key: jax.Array) -> dict[str, jax.Array]:
         """The terms that log_prob is the sum of, each nats [B]."""
-        return _terms(self.model, self.params, x, cond, key)[1]
+        return jitted_log_prob(self.model, self.params, x, cond, key)[1]
 
     def call(self, method: str, *args: Any, key: jax.Array | None = None) -> Any:
         """A method of the model, jitted once for all parameters."""
@@ -195,13 +195,19 @@ def _apply(model, method, params, args, key):
     return model.apply({"params": params}, *args, rngs=rngs, method=method)
 
 
-def _terms(model, params, x, cond, key):
+def jitted_log_prob(
+    model: LikelihoodModel, params: Any, x: jax.Array, cond: Any, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`gm.model.log_prob`, compiled once for a model and a shape."""
     log_prob = _jitted(gm_model.log_prob, "model", quick=len(x) <= MANY)
-    return log_prob(model, params, x, cond, key)
+    found: tuple[jax.Array, dict[str, jax.Array]] = log_prob(
+        model, params, x, cond, key
+    )
+    return found
 
 
 def _log_prob(*args):
-    return _terms(*args)[0]
+    return jitted_log_prob(*args)[0]
 
 
 def _draw(model, num_samples, params, key, cond):
@@ -217,13 +223,12 @@ def _sample(model, params, key, num_samples, cond):
 
 
 # How far the parameters lie from the initial ones; zero-initialised layers hide bugs.
-_NOISE = {"perturbed": 0.1, "large": 1.0}
-PARAMETERS = (*_NOISE, "trained")
+_NOISE = {"initial": 0.0, "perturbed": 0.1, "large": 1.0}
 
 
 @functools.lru_cache(maxsize=64)
 def parameters(model: LikelihoodModel, kind: str) -> Any:
-    """Parameters that are not special: "perturbed", "large", or "trained"."""
+    """Parameters: "initial", or not special: "perturbed", "large", or "trained"."""
     if kind == "trained":
         return _trained(model)
     init = _jitted(gm_model.init_params, "model")

@@ -87,7 +87,7 @@ class IntegerDiscreteFlow(LikelihoodModel):
         t = self._network(index, z, cond, train) * (1 - place.mask)
         # In a tenth of the network's units: a shift that is learnt too fast is noise to
         # the base, since rounding hides from the gradient what it does.
-        return place.scatter(t * ((self.num_values - 1) / 20), self.num_dims)
+        return place.scatter(t * ((self.num_values - 1) / 200), self.num_dims)
 
     def _base(self, index, z, cond, train=False):
         """Parameters [B or 1, n, P] of what a split factors out; cond is embedded."""
