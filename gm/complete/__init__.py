@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gm.complete.flow import AnnealedHamiltonian
@@ -104,7 +105,7 @@ def complete(
         numbers = np.arange(start, start + size) % len(x)  # one shape: compiled once
         part = method.draw(
             params,
-            x[numbers].astype(np.int32),
+            jnp.asarray(x[numbers], jnp.int32),
             None if cond is None else cond[numbers],
             jax.random.fold_in(key, start),
         )
