@@ -12,7 +12,7 @@ density, under which y is uniform in B, the chain goes through
 by Hamiltonian steps (Neal 2011). The weights of annealed importance sampling (Neal 2001),
 prod_t (p_Y |B|)^(beta_t+1 - beta_t), average to p(x_observed) without bias, whatever the
 steps, since their sizes are tuned on a run of their own. At the end completions are drawn
-from the chains by weight, and moved on at beta = 1.
+from the chains by weight, and moved on at beta = 1 by as many steps.
 """
 
 import functools
@@ -36,8 +36,8 @@ class AnnealedHamiltonian(Method):
     """For models with a density of y that can be differentiated."""
 
     name = "annealed Hamiltonian Monte Carlo"
-    steps = 300
-    particles = 4  # chains for each completion
+    steps = 100
+    particles = 1  # chains for each completion
 
     def draw(self, params: Any, x: jax.Array, cond: Any, key: jax.Array) -> Drawn:
         """See Method."""
@@ -57,8 +57,8 @@ class AnnealedHamiltonian(Method):
         v = v.reshape(n, chains, dims)
         v = jnp.take_along_axis(v, chosen[..., None], axis=1).reshape(n * m, dims)
         rows = (*repeat((x, cond), m), missing)
-        more = jnp.ones(max(steps // 4, 1))
-        v, *_ = run(*rows, keys[4], v, jnp.append(more, 1), sizes[-1] * more, 0.0)
+        last = jnp.full(steps, sizes[-1])
+        v, *_ = run(*rows, keys[4], v, jnp.ones(steps + 1), last, 0.0)
         y = _points(self.model, *rows, v)
         drawn = jnp.where(missing, quantize(y, self.model.num_values), rows[0])
         log_w = np.asarray(log_w, np.float64)

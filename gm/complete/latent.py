@@ -30,7 +30,7 @@ class MetropolisWithinGibbs(Method):
     """For models with q(z|x), and pixels that are independent given z."""
 
     name = "Metropolis-within-Gibbs"
-    steps = 500
+    steps = 1000
     particles = 32  # draws from each part of the mixture that estimates p(x_observed)
 
     @classmethod
