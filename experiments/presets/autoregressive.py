@@ -89,7 +89,7 @@ PRESETS = {
         ema_decay=0.995,
     ),
     "pocket_cube/made_ensemble": preset(
-        NOT_RUN,
+        "35.6987 ± 0.0184 bits/object",
         dict(depth=2),
         num_steps=1000,
         batch_size=128,
@@ -110,7 +110,7 @@ PRESETS = {
         ema_decay=0.995,
     ),
     "pocket_cube/nade": preset(
-        NOT_RUN,
+        "31.8275 ± 0.0249 bits/object",
         dict(width=256),
         num_steps=1000,
         batch_size=128,

@@ -326,11 +326,12 @@ PRESETS = {
         ema_decay=0.999,
         num_valid_examples=2000,
     ),
+    # Two couplings of each kind, with dropout 0.1: 2.1829.
     "digits/idf": preset(
-        NOT_RUN,
-        dict(width=32, depth=1, dropout_rate=0.2),
-        num_steps=600,
-        learning_rate=2e-3,
+        "2.0978 ± 0.0118 bits/dim",
+        dict(width=32, depth=1, num_couplings=1, dropout_rate=0.2),
+        num_steps=500,
+        learning_rate=1e-2,
         warmup_steps=50,
         valid_every=100,
         ema_decay=0.99,

@@ -100,7 +100,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     "pocket_cube/mixture": preset(
-        NOT_RUN,
+        "49.7869 ± 0.0371 bits/object",
         dict(num_components=100),
         num_steps=1000,
         batch_size=128,
