@@ -308,7 +308,8 @@ def test_a_set_that_cannot_be_had(name, part):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "digits"
-    status, _, err = train(path, "--set=width=16", "--num_steps=40", "--valid_every=40")
+    args = ("--num_steps=400", "--valid_every=200", "--learning_rate=0.01")
+    status, _, err = train(path, "--set=width=16", *args)
     assert status == 0, err
     return path
 
