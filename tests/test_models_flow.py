@@ -200,7 +200,6 @@ def test_spline_is_a_monotone_map_of_the_interval(size):
     )
 
 
-<<<<<<< HEAD
 def test_glow_refuses_what_it_cannot_couple():
     model = glow.Model(shape=(5, 7, 1), num_values=4, **glow.TINY)
     with pytest.raises(InputError, match="no channels to couple"):
@@ -212,7 +211,8 @@ def test_spline_refuses_bins_that_leave_no_room(num_bins):
     model = spline.Model(shape=(4,), num_values=4, num_bins=num_bins)
     with pytest.raises(InputError, match="num_bins"):
         jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-=======
+
+
 @pytest.mark.parametrize(("rest", "side"), [(0.3, 1), (-0.3, -1)])
 def test_idf_gradient_is_the_step_to_the_integer_beside(rest, side):
     """And modulo K: of z = K - 1 the one above is 0."""
@@ -223,4 +223,3 @@ def test_idf_gradient_is_the_step_to_the_integer_beside(rest, side):
     log_p = np.diag(model._log_pmf(params, z.T * jnp.ones(4)))
     beside = np.diag(model._log_pmf(params, (z.T + side) * jnp.ones(4)))
     np.testing.assert_allclose(slope[0], side * (beside - log_p), rtol=1e-5)
->>>>>>> digits
