@@ -150,6 +150,7 @@ def test_metropolis_within_gibbs_completes_by_a_vae():
     np.testing.assert_allclose(found.nats, nats, atol=0.2)  # log P(x) has 64 draws
 
 
+@pytest.mark.slow
 def test_annealed_chains_complete_by_a_flow():
     found, nats, log_z = compare(
         "realnvp", FIRST, draws=4000, num_particles=1, num_steps=40
