@@ -280,7 +280,7 @@ PRESETS = {
         num_importance_samples=64,
     ),
     "pocket_cube/jet": preset(
-        NOT_RUN,
+        "<= 52.8751 ± 0.0259 bits/object",
         dict(width=64, num_couplings=8),
         num_steps=300,
         batch_size=128,
