@@ -220,7 +220,7 @@ PRESETS = {
     "pocket_cube/pixelcnn": preset(
         NOT_RUN,
         dict(width=48, kernel_size=9, head_width=64),
-        num_steps=1000,
+        num_steps=600,
         batch_size=128,
         learning_rate=3e-3,
         ema_decay=0.99,
@@ -285,7 +285,7 @@ PRESETS = {
     "pocket_cube/pixelsnail": preset(
         NOT_RUN,
         dict(num_blocks=2, dropout_rate=0.0),
-        num_steps=1000,
+        num_steps=400,
         learning_rate=3e-3,
         ema_decay=0.99,
     ),

@@ -192,11 +192,11 @@ PRESETS = {
         num_importance_samples=64,
     ),
     "pocket_cube/tarflow": preset(
-        NOT_RUN,
+        "<= 51.9198 ± 0.0195 bits/object",
         dict(preprocessing="normal", width=64, depth=1),
-        num_steps=600,
+        num_steps=400,
         batch_size=128,
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         ema_decay=0.99,
         num_importance_samples=8,
     ),
@@ -255,7 +255,7 @@ PRESETS = {
     "pocket_cube/flowpp": preset(
         NOT_RUN,
         dict(width=48, depth=1, num_mixtures=8, couplings=(4, 0, 0), dropout_rate=0.0),
-        num_steps=600,
+        num_steps=250,
         batch_size=128,
         learning_rate=2e-3,
         ema_decay=0.99,
@@ -286,11 +286,11 @@ PRESETS = {
         num_importance_samples=64,
     ),
     "pocket_cube/jet": preset(
-        NOT_RUN,
+        "<= 52.8751 ± 0.0259 bits/object",
         dict(width=64, num_couplings=8),
-        num_steps=600,
+        num_steps=300,
         batch_size=128,
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         ema_decay=0.99,
         num_importance_samples=8,
     ),
@@ -326,7 +326,7 @@ PRESETS = {
         ema_decay=0.999,
         num_valid_examples=2000,
     ),
-    # Two couplings of each kind, with dropout 0.1: 2.1829.
+    # Without couplings 2.1127; with two of each kind, and dropout 0.1, 2.1829.
     "digits/idf": preset(
         "2.0978 ± 0.0118 bits/dim",
         dict(width=32, depth=1, num_couplings=1, dropout_rate=0.2),
@@ -334,6 +334,14 @@ PRESETS = {
         learning_rate=1e-2,
         warmup_steps=50,
         valid_every=100,
+        ema_decay=0.99,
+    ),
+    "pocket_cube/idf": preset(
+        "48.6165 ± 0.0259 bits/object",
+        dict(width=128),
+        num_steps=1000,
+        batch_size=128,
+        learning_rate=5e-3,
         ema_decay=0.99,
     ),
 }
