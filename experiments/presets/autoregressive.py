@@ -218,7 +218,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     "pocket_cube/pixelcnn": preset(
-        NOT_RUN,
+        "30.9843 ± 0.0366 bits/object",
         dict(width=48, kernel_size=9, head_width=64),
         num_steps=600,
         batch_size=128,
