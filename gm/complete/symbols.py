@@ -55,7 +55,7 @@ def run_chains(
     key: jax.Array,
     num_steps: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The last state of a chain for each row, and how often a symbol changed.
+    """The last state of a chain for each row, and how often another value was taken.
 
     Args:
       model, params: of estimate EXACT or WEIGHT.
@@ -66,47 +66,53 @@ def run_chains(
       num_steps: sweeps, each of `missing` random places.
 
     Returns:
-      (completions int32 [B, *shape], fraction of updates that changed a symbol [B]).
+      (completions int32 [B, *shape], fraction of updates that took another [B]).
     """
-    batch, values = len(x), model.num_values
-    pool = min(_POOL, values)
+    batch = len(x)
     key_start, key_first, key = jax.random.split(key, 3)
+    flat = _start(model, params, x, cond, places, key_start)
+    rows = jnp.arange(batch)
 
     def log_prob(flat, cond, key):
         x = flat.reshape(-1, *model.shape)
         return gm_model.log_prob(model, params, x, cond, key)[0]
 
-    flat = x.reshape(batch, -1)
-    if type(model).sample is not gm_model.LikelihoodModel.sample:
-        rngs = {"sample": key_start}
-        guess = model.apply({"params": params}, batch, cond, rngs=rngs, method="sample")
-    else:
-        guess = jax.random.randint(key_start, flat.shape, 0, values)
-    flat = flat.at[:, places].set(guess.reshape(batch, -1)[:, places])
-    cond_pool, rows = repeat(cond, pool), jnp.arange(batch)
-
     def body(carry, index):
         flat, log_w, moved = carry
         keys = jax.random.split(jax.random.fold_in(key, index), 4)
         place = jax.random.choice(keys[0], places, (batch,))
-        now = flat[rows, place]
-        if pool == values:  # all others
-            others = (now[:, None] + jnp.arange(1, values)) % values
-        else:
-            others = jax.random.randint(keys[1], (batch, pool - 1), 0, values)
-        options = jnp.concatenate([now[:, None], others], axis=1)  # [B, pool]
+        options = _options(keys[1], flat[rows, place], model.num_values)
+        pool = options.shape[1]
         tried = repeat(flat, pool)
-        tried = tried.at[jnp.arange(batch * pool), repeat(place, pool)].set(
-            options.ravel()
-        )
-        found = log_prob(tried, cond_pool, keys[2]).reshape(batch, pool)
-        found = found.at[:, 0].set(log_w)
+        where = (jnp.arange(batch * pool), repeat(place, pool))
+        tried = tried.at[where].set(options.ravel())
+        found = log_prob(tried, repeat(cond, pool), keys[2]).reshape(batch, pool)
+        found = found.at[:, 0].set(log_w)  # the present value keeps its estimate
         chosen = jax.random.categorical(keys[3], found)
         new = options[rows, chosen]
         flat = flat.at[rows, place].set(new)
-        return (flat, found[rows, chosen], moved + (new != now)), None
+        return (flat, found[rows, chosen], moved + (chosen > 0)), None
 
     start = (flat, log_prob(flat, cond, key_first), jnp.zeros(batch))
     count = num_steps * len(places)
     (flat, _, moved), _ = jax.lax.scan(body, start, jnp.arange(count))
     return flat.reshape(x.shape), moved / count
+
+
+def _start(model, params, x, cond, places, key):
+    """X [B, D] with the missing symbols of a sample, or uniform ones without `sample`."""
+    flat = x.reshape(len(x), -1)
+    if type(model).sample is not gm_model.LikelihoodModel.sample:
+        options = {"rngs": {"sample": key}, "method": "sample"}
+        guess = model.apply({"params": params}, len(x), cond, **options)
+    else:
+        guess = jax.random.randint(key, flat.shape, 0, model.num_values)
+    return flat.at[:, places].set(guess.reshape(len(x), -1)[:, places])
+
+
+def _options(key, now, num_values):
+    """Values [B, pool] to choose from: first the present one, [B]."""
+    if num_values <= _POOL:  # and all others
+        return (now[:, None] + jnp.arange(num_values)) % num_values
+    others = jax.random.randint(key, (len(now), _POOL - 1), 0, num_values)
+    return jnp.concatenate([now[:, None], others], axis=1)
