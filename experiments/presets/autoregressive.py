@@ -283,7 +283,7 @@ PRESETS = {
         ema_decay=0.99,
     ),
     "pocket_cube/pixelsnail": preset(
-        NOT_RUN,
+        "46.9843 ± 0.0428 bits/object",
         dict(num_blocks=2, dropout_rate=0.0),
         num_steps=400,
         learning_rate=3e-3,
