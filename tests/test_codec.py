@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from launch import launch, one_error, train
-from test_models import SPECS
+from test_models import SLOW, SPECS
 
 from gm import codec
 from gm.audit.subject import SPACES, Space
@@ -20,7 +20,7 @@ from gm.config import TrainConfig
 from gm.data.whole import read_whole, write_again
 from gm.errors import InputError
 from gm.likelihood import bits
-from gm.model import init_params, load_model, log_prob
+from gm.model import init_params, load_model, log_prob, model_names
 from gm.rundir import read_json
 from gm.spec import CondSpec
 from gm.train import init_state, make_optimizer, train_step
@@ -95,6 +95,13 @@ def learnt(name, shape=(4, 4, 1), num_values=16):
     for _ in range(100):
         state, _ = step(state, (draw(64).astype(np.int32), None))
     return run_of(model, state.ema_params, name), draw(400)
+
+
+# A model of each kind of codec; training the others takes minutes.
+KINDS = ("made", "transformer", "vae", "realnvp", "idf")
+LEARNT = [
+    pytest.param(name, marks=() if name in KINDS else SLOW) for name in model_names()
+]
 
 
 # The coders.
@@ -185,8 +192,9 @@ def test_every_model_is_lossless(model_name, spec):
         assert back_cond.dtype == cond.dtype
 
 
-def test_code_is_as_long_as_the_reported_bits(model_name):
-    run, x = learnt(model_name)
+@pytest.mark.parametrize("name", LEARNT)
+def test_code_is_as_long_as_the_reported_bits(name):
+    run, x = learnt(name)
     draws = [log_prob(run.model, run.params, x, None, jax.random.key(i))[0]
              for i in range(20)]  # fmt: skip
     reported = -float(np.mean(draws))
@@ -214,8 +222,9 @@ def test_bits_back_by_normal_noise_agrees_with_the_exact_affine_steps():
     assert lengths[1] == pytest.approx(lengths[0], rel=0.01)
 
 
-def test_an_example_far_from_the_data_is_coded_too(model_name):
-    run, x = learnt(model_name)
+@pytest.mark.parametrize("name", LEARNT)
+def test_an_example_far_from_the_data_is_coded_too(name):
+    run, x = learnt(name)
     x = np.concatenate([x[:3], 15 - x[:3], 0 * x[:3], 0 * x[:3] + 15])
     back, _ = codec.decompress(run, codec.compress(run, x))
     np.testing.assert_array_equal(back, x)

@@ -130,7 +130,7 @@ def test_learned_noise_starts_as_uniform_noise():
     ("check", "space", "kind"),
     [
         (mass.normalisation, "sequence", "perturbed"),
-        (mass.bounds, "pixels", "trained"),
+        pytest.param(mass.bounds, "pixels", "trained", marks=pytest.mark.slow),
         (mass.sampler, "sequence", "perturbed"),
         (structure.neighbours, "colour", "perturbed"),
     ],

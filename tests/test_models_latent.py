@@ -97,6 +97,7 @@ def test_vdvae_has_the_parameters_of_the_reference():
     assert num_params(model) == 39_145_700  # openai/vdvae, hps.py: cifar10
 
 
+@pytest.mark.slow
 def test_vdvae_in_a_loop_is_vdvae_unrolled():
     blocks = dict(
         encoder_blocks=f"4x{SCANNED},4d4", decoder_blocks=f"1,4m1,4x{SCANNED}"

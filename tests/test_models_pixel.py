@@ -77,8 +77,8 @@ def test_symbols_of_a_mixture_multiply_to_the_pixel(scale):
 
 
 CACHED = [
-    ("pixelcnnpp", (8, 8, 2), dict(width=4)),  # three scales
-    # Odd: one scale.
+    # Three scales, and an odd size, which has one.
+    pytest.param("pixelcnnpp", (8, 8, 2), dict(width=4), marks=pytest.mark.slow),
     pytest.param("pixelcnnpp", (3, 5, 1), dict(width=4), marks=pytest.mark.slow),
     ("pixelcnn", (4, 3, 2), dict(width=4, depth=2, gated=False)),
 ]
