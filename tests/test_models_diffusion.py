@@ -12,7 +12,8 @@ from gm.audit.subject import parameters
 from gm.errors import InputError
 from gm.likelihood import categorical_log_prob, normal_log_prob, scale
 from gm.model import init_params, log_prob
-from gm.models.vdm import VDM, NoiseSchedule
+from gm.models.vdm import VDM
+from gm.nn.diffusion import NoiseSchedule
 
 GIVEN = dict(shape=(3,), num_values=4, width=8, depth=1)
 
