@@ -60,7 +60,9 @@ def test_layers_are_looped_from_eight_on():
         model = make("transformer", **fields)
         params = jax.eval_shape(lambda: init_params(model, KEY))
         x = jax.ShapeDtypeStruct((2, *model.shape), jnp.int32)
-        lowered = jax.jit(lambda p, x: log_prob(model, p, x, None, KEY)).lower(params, x)
+        lowered = jax.jit(lambda p, x: log_prob(model, p, x, None, KEY)).lower(
+            params, x
+        )
         return lowered.as_text().count("stablehlo.dot_general")
 
     assert products(7, None) == products(7, False)

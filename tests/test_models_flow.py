@@ -199,7 +199,7 @@ def test_all_entries_at_once_invert_as_one_by_one_does(name, fields):
 
 
 def test_fixed_point_stops_when_nothing_moves():
-    """Of a map whose entries need only the one before, and of one that overflows at first."""
+    """Of a map whose entries need the one before, and of one that overflows at first."""
     steps = []
 
     def update(h, slope):

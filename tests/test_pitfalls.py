@@ -39,7 +39,8 @@ def test_training_steps_have_no_raw_gradient_of_a_convolution(model_name):
         pytest.skip(str(error))
     assert "stablehlo.while" in program  # the loop
     found = re.findall(
-        r"stablehlo\.convolution.*?dim_numbers = (\S+.*?), window = \{(.*?)\} \{", program
+        r"stablehlo\.convolution.*?dim_numbers = (\S+.*?), window = \{(.*?)\} \{",
+        program,
     )
     assert len(found) == program.count("stablehlo.convolution(")
     for layout, window in found:

@@ -145,7 +145,9 @@ class Jet(MultiScaleFlow):
     depth: int = 1  # transformer layers of a coupling
     num_heads: int = 4
     dropout_rate: float = 0.0
-    scan_layers: bool | None = None  # compile one layer of a coupling for all; None: from 8
+    scan_layers: bool | None = (
+        None  # compile one layer of a coupling for all; None: from 8
+    )
     remat: bool = False  # saves memory: the couplings are computed twice
 
     def setup(self) -> None:

@@ -205,7 +205,9 @@ class Multiscale(SymbolModel):
                 inside,
                 told[:, None, None] if told.ndim == 2 else local,
                 train,
-                rngs={} if drop is None else {"dropout": jax.random.fold_in(drop, index)},
+                rngs={}
+                if drop is None
+                else {"dropout": jax.random.fold_in(drop, index)},
                 method="log_probs",
             )
             return index + 1, found.sum((1, 2, 3, 4))

@@ -180,7 +180,9 @@ class TarFlow(MultiScaleFlow):
     volume_preserving: bool = False
     log_scale_bound: float | None = 1.0  # of a; none: as in the paper
     dropout_rate: float = 0.0
-    scan_layers: bool | None = None  # compile one layer of a block for all; None: from 8
+    scan_layers: bool | None = (
+        None  # compile one layer of a block for all; None: from 8
+    )
     remat: bool = False  # saves memory: the blocks are computed twice
     inversion: str = "sequential"  # or "jacobi"
     evaluation_fields: ClassVar[tuple[str, ...]] = ("inversion",)

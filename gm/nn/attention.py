@@ -69,9 +69,7 @@ def _has_kernel(q):
     )
 
 
-def attend_to_all(
-    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool
-) -> jax.Array:
+def attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     """T positions to one another, or to those before: [B, H, T, d] each.
 
     On a GPU in half precision by cuDNN's kernel, which holds no [T, T] scores.

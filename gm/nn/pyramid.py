@@ -1,16 +1,16 @@
 """A lossless pyramid of integer images, and windows of its levels.
 
 A level is halved by keeping every other row and column, x[::2, ::2]. That is the first of
-its four phases; the other three are what the coarser level lacks (Reed et al. 2017). Nothing
-is averaged, so every symbol stays in its alphabet, and levels of any size are halved: of odd
-sizes some phases lack their last row or column.
+its four phases; the other three are what the coarser level lacks (Reed et al. 2017).
+Nothing is averaged, so every symbol stays in its alphabet, and levels of any size are
+halved: of odd sizes some phases lack their last row or column.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Row and column of each phase in a block of 2 x 2, in the order in which they become known.
+# Row and column of each phase in a block of 2 x 2, in the order of becoming known.
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
 
 Size = tuple[int, int]
@@ -68,12 +68,14 @@ def windows(x: jax.Array, number: jax.Array, tile: Size, border: Size) -> jax.Ar
     Returns:
       [n, B, tile + 2 border, ...].
     """
-    pads = [(b, b + -side % t) for side, t, b in zip(x.shape[1:3], tile, border, strict=True)]
+    sides = zip(x.shape[1:3], tile, border, strict=True)
+    pads = [(b, b + -side % t) for side, t, b in sides]
     padded = jnp.pad(x, [(0, 0), *pads, *[(0, 0)] * (x.ndim - 3)])
     per_row = -(-x.shape[2] // tile[1])
+    places = (number // per_row, number % per_row)
     rows, columns = (
-        (at * t)[..., None] + jnp.arange(t + 2 * b)
-        for at, t, b in zip((number // per_row, number % per_row), tile, border, strict=True)
+        (place * t)[..., None] + jnp.arange(t + 2 * b)
+        for place, t, b in zip(places, tile, border, strict=True)
     )
     example = jnp.arange(len(x))[:, None, None]
     return padded[example, rows[..., :, None], columns[..., None, :]]

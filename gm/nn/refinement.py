@@ -83,8 +83,8 @@ class Refinement(nn.Module):
     which make flat areas nearly free. All of them are in the alphabet.
 
     Arguments of a window: phases int32 [B, S, S, 4, C], with the border; inside, bool
-    [B or 1, S, S, 4], which of them are pixels; told, of the condition: [B or 1, 1, 1, width]
-    or, of every pixel, [B, S, S, width].
+    [B or 1, S, S, 4], which of them are pixels; told, of the condition: [B or 1, 1, 1,
+    width] or, of every pixel, [B, S, S, width].
     """
 
     symbols: Any  # an unbound SymbolModel

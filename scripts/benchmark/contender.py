@@ -1,4 +1,4 @@
-"""What is measured: a piece of work that can be repeated. Without imports, for any Python."""
+"""What is measured: work that can be repeated. Standard library alone, for any Python."""
 
 import dataclasses
 from collections.abc import Callable

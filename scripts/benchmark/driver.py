@@ -1,4 +1,4 @@
-"""Two contenders side by side, each in a process of its own, on one core, in turn A B B A."""
+"""Two contenders, each in a process of its own, on one core, in turn A B B A."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ Entry = tuple[str, str, dict[str, Any]]
 
 
 def work(text: str) -> None:
-    """Builds the contender that `text` (JSON) names; takes a turn for every line on stdin."""
+    """Builds the contender that `text` (JSON) names; a turn for every line on stdin."""
     file, function, arguments = json.loads(text)
     if "peers" in arguments:
         arguments["peers"] = Path(arguments["peers"])
@@ -113,7 +113,8 @@ def compare(
     workers = {"A": Worker(*a, core), "B": Worker(*b, core)}
     counts = [workers[name].about["params"] for name in "AB"]
     if all(counts) and abs(counts[0] / counts[1] - 1) > MAX_MISMATCH:
-        raise SystemExit(f"error: {a[1][:2]}: {counts[0]:,} against {counts[1]:,} parameters")
+        told = f"{counts[0]:,} against {counts[1]:,} parameters"
+        raise SystemExit(f"error: {a[1][1]} {a[1][2]}: {told}")
     seen = [[(name, workers[name].turn()) for name in "ABBA"] for _ in range(rounds)]
     for worker in workers.values():
         worker.close()

@@ -150,22 +150,28 @@ print(json.dumps(dict(megabytes=memory.temp_size_in_bytes / 1e6)))
 """
 
 _LADDER = dict(width=16, depth=2)
+_GLOW = dict(width=32, depth=16, num_scales=2)
+_DEEP = dict(width=64, depth=24)
 _MEMORIES: list[tuple[str, str, tuple[int, ...], dict, int]] = [
     *(
         (f"multiscale, {side} pixels a side", "multiscale", (side, side, 1), _LADDER, 4)
         for side in (32, 64, 128, 256, 512, 1024)
     ),
     *(
-        (f"glow 64x64x3, 2 x 16 steps, remat={r}", "glow", (64, 64, 3), f | {"remat": r}, 4)
-        for f in [dict(width=32, depth=16, num_scales=2)]
-        for r in (False, True)
+        ("glow 64x64x3, 2 x 16 steps", "glow", (64, 64, 3), _GLOW | {"remat": saves}, 4)
+        for saves in (False, True)
     ),
     *(
-        (f"transformer of 24 layers, 256 symbols, scan_layers={s}", "transformer", (256,), f | {"scan_layers": s}, 4)
-        for f in [dict(width=64, depth=24)]
+        (
+            "transformer of 24 layers",
+            "transformer",
+            (256,),
+            _DEEP | {"scan_layers": s},
+            4,
+        )
         for s in (False, True)
     ),
-]  # fmt: skip
+]
 
 
 def memory(core: int) -> list[dict]:
@@ -176,7 +182,7 @@ def memory(core: int) -> list[dict]:
         found = _python(_MEMORY.format(**given), core)
         rows.append(
             {
-                "case": f"{name}, batch {batch}",
+                "case": f"{name}, batch {batch}, {fields}",
                 "value": found["megabytes"],
                 "unit": "MB of temporary memory of a gradient",
                 "gate": None,

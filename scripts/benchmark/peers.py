@@ -103,7 +103,9 @@ def made_step(peers: Path, batch_size: int) -> Contender:
 def gated_step(peers: Path, batch_size: int) -> Contender:
     """EugenHotaj/pytorch-generative."""
     module = _gated(peers)
-    return _training(module, _bernoulli(module), _random((64, 1, 28, 28), 2), batch_size)
+    return _training(
+        module, _bernoulli(module), _random((64, 1, 28, 28), 2), batch_size
+    )
 
 
 def glow_step(peers: Path, batch_size: int) -> Contender:
@@ -226,7 +228,10 @@ def vae_steps(
 def realnvp_steps(peers: Path, batch_size: int, steps: int) -> Contender:
     """bayesiains/nflows."""
     reference = import_from(
-        peers / "nflows", "nflows.flows.realnvp", absent=("UMNN",), bare=("nflows.flows",)
+        peers / "nflows",
+        "nflows.flows.realnvp",
+        absent=("UMNN",),
+        bare=("nflows.flows",),
     )
     module = reference.SimpleRealNVP(64, 128, num_layers=6, num_blocks_per_layer=2)
     x = _random((4096, 64), 256) / 128 - 1
@@ -334,7 +339,9 @@ def gpt_sample(peers: Path, batch_size: int) -> Contender:
 
 def _loss(function, size):
     rng = np.random.default_rng(SEED)
-    out = torch.tensor(rng.standard_normal((*LOSS_SHAPE[:3], size)), dtype=torch.float32)
+    out = torch.tensor(
+        rng.standard_normal((*LOSS_SHAPE[:3], size)), dtype=torch.float32
+    )
     x = torch.tensor(rng.integers(0, NUM_VALUES, LOSS_SHAPE))
     out.requires_grad_()
 
@@ -376,5 +383,3 @@ def softmax_loss(peers: Path) -> Contender:
         return functional.cross_entropy(out.reshape(-1, NUM_VALUES), x.reshape(-1))
 
     return Contender(_loss(loss, NUM_VALUES * LOSS_SHAPE[3]))
-
-

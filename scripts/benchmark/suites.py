@@ -50,7 +50,9 @@ GREY, BINARY, COLOUR = (28, 28, 1), (28, 28, 1), (32, 32, 3)
 def _fused(name: str, gate: float, shape: Any, fields: Any, **sizes: Any) -> Case:
     """Many steps in a dispatch against a call of the same step for each batch."""
     model, num_values = name.split("-")[0], 2 if len(shape) == 1 else 256
-    given = dict(model=model, shape=shape, num_values=num_values, fields=fields, **sizes)
+    given = dict(
+        model=model, shape=shape, num_values=num_values, fields=fields, **sizes
+    )
     name = f"{name} against a call per step"
     a, b = ours("train", **given), ours("train_by_calls", **given)
     return Case(name, "step", a, b, gate)
@@ -196,7 +198,10 @@ SUITES: dict[str, list[Case]] = {
             "image",
             ours("sample_flow", model="tarflow", shape=(16, 16, 3), inversion="jacobi"),
             ours(
-                "sample_flow", model="tarflow", shape=(16, 16, 3), inversion="sequential"
+                "sample_flow",
+                model="tarflow",
+                shape=(16, 16, 3),
+                inversion="sequential",
             ),
             None,
         ),
@@ -222,7 +227,9 @@ SUITES: dict[str, list[Case]] = {
             "transformer of 24 layers, in a loop against one by one",
             "compilation",
             ours("compile_step", **_DEEP, fields=_DEEP_FIELDS | dict(scan_layers=True)),
-            ours("compile_step", **_DEEP, fields=_DEEP_FIELDS | dict(scan_layers=False)),
+            ours(
+                "compile_step", **_DEEP, fields=_DEEP_FIELDS | dict(scan_layers=False)
+            ),
             2.0,
             1,
         ),
