@@ -76,24 +76,6 @@ def _load_dataset(trained, name, data_dir):
     return dataset
 
 
-def _with_fields(trained, pairs):
-    """The run with other values of its model's evaluation fields."""
-    from gm.model import parse_settings
-
-    texts, model = launcher.parse_set(pairs), trained.model
-    values = parse_settings(type(model), texts)
-    for name in values:
-        if name not in model.evaluation_fields:
-            able = ", ".join(model.evaluation_fields) or "none"
-            raise InputError(
-                f"--set={name}={texts[name]}: fixed by training; fields of "
-                f"{type(model).__name__} that may change in evaluation: {able}"
-            )
-    settings = trained.config.settings | values
-    config = dataclasses.replace(trained.config, settings=settings)
-    return dataclasses.replace(trained, config=config, model=model.clone(**values))
-
-
 def evaluate_run(
     workdir: str,
     *,
@@ -121,7 +103,7 @@ def evaluate_run(
         raise InputError(f"--num_samples={num_samples}: give 0 or more")
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: give 1 or more")
-    found = _with_fields(trained.load(workdir, checkpoint), fields)
+    found = launcher.with_fields(trained.load(workdir, checkpoint), fields)
     evaluate.check_importance_samples(found.model, num_importance_samples)
     data = _load_dataset(found, dataset, data_dir)
     examples = data.split(split)

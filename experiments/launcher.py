@@ -4,7 +4,7 @@ import dataclasses
 import logging as stdlib_logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -56,7 +56,7 @@ def train_config() -> TrainConfig:
     return config
 
 
-def parse_set(pairs: list[str]) -> dict[str, str]:
+def parse_set(pairs: Sequence[str]) -> dict[str, str]:
     """`field=value` texts as a dictionary."""
     settings = {}
     for pair in pairs:
@@ -65,6 +65,28 @@ def parse_set(pairs: list[str]) -> dict[str, str]:
             raise InputError(f"--set={pair}: give --set=field=value")
         settings[name] = value
     return settings
+
+
+def with_fields(found: Any, pairs: Sequence[str]) -> Any:
+    """A run, a `Trained`, with other values of its model's evaluation fields.
+
+    Raises:
+      InputError: no such field, or one that training has fixed.
+    """
+    from gm.model import parse_settings
+
+    texts, model = parse_set(pairs), found.model
+    values = parse_settings(type(model), texts)
+    for name in values:
+        if name not in model.evaluation_fields:
+            able = ", ".join(model.evaluation_fields) or "none"
+            raise InputError(
+                f"--set={name}={texts[name]}: fixed by training; fields of "
+                f"{type(model).__name__} that may change afterwards: {able}"
+            )
+    settings = found.config.settings | values
+    config = dataclasses.replace(found.config, settings=settings)
+    return dataclasses.replace(found, config=config, model=model.clone(**values))
 
 
 def refuse_arguments(argv: list[str]) -> None:

@@ -39,6 +39,9 @@ flags.DEFINE_string(
     "class, or numbers (by name: width=0.5,height=3/16); A;B for rows, A..B between",
 )
 flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
+flags.DEFINE_multi_string(
+    "set", [], "field=value that changes how is drawn, such as inversion=jacobi"
+)
 
 # What leaves the model, and where it does not.
 _OUTSIDE = {"temperature": 1.0, "top_p": 1.0, "guidance": 0.0}
@@ -158,7 +161,7 @@ def _output(found: Any, image: bool) -> Path:
     if FLAGS.output:
         return Path(FLAGS.output)
     stem = f"step_{found.meta['step']}"
-    for name in ("seed", *_OUTSIDE, "cond", "prompt"):
+    for name in ("seed", *_OUTSIDE, "cond", "prompt", "set"):
         if FLAGS[name].present:
             stem += f"_{name}={FLAGS[name].value}"
     stem = launcher.safe_name(stem)[:200]
@@ -176,6 +179,7 @@ def main(argv: list[str]) -> None:
     from gm.writer import Progress, image_grid
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
+    found = launcher.with_fields(found, FLAGS.set)
     model = found.model
     options, prefix = _options(model), _prefix(found)
     cond, numbers, count, columns = _conditions(found)

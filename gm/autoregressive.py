@@ -9,6 +9,7 @@ and so is the end where there is no room for more: padding costs nothing, and P 
 distribution over documents of at most D - 1 symbols.
 """
 
+import itertools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -113,6 +114,18 @@ class AutoregressiveModel(SymbolModel):
         up to float rounding.
         """
         raise TypeError(f"{type(self).__name__} defines no step")
+
+    @property
+    def cache_lengths(self) -> list[int]:
+        """Numbers of symbols, increasing to D, for which `resize_cache` makes room."""
+        return [self.num_dims]
+
+    def resize_cache(self, cache: Any, length: int) -> Any:
+        """The cache with room for `length` symbols, those so far among them.
+
+        For models whose step reads all of the room; others leave it as it is.
+        """
+        return cache
 
     @nn.nowrap
     def order_after(
@@ -221,6 +234,10 @@ class AutoregressiveModel(SymbolModel):
             x = x.astype(jnp.int32)
             return (cache, x), x
 
-        start = (cache, jnp.zeros((num_samples,), jnp.int32))
-        _, xs = jax.lax.scan(body, start, jnp.arange(self.num_dims))  # [D, N]
-        return xs.T
+        carry = (cache, jnp.zeros((num_samples,), jnp.int32))
+        parts = []
+        for first, last in itertools.pairwise([0, *self.cache_lengths]):
+            carry = (self.resize_cache(carry[0], last), carry[1])
+            carry, part = jax.lax.scan(body, carry, jnp.arange(first, last))
+            parts.append(part)  # [symbols, N]
+        return jnp.concatenate(parts).T

@@ -5,7 +5,9 @@ needs no iterator state.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,6 +27,35 @@ class Feed:
     data: Any  # on the device(s)
     draw: Callable[[Any, Any], tuple[jax.Array, jax.Array | None]]
     xs: Callable[[int, int], Any]  # (first step, how many) -> leading axis of steps
+
+
+class ReadAhead:
+    """Takes the batches of dispatches from a feed, each while the one before it runs."""
+
+    def __init__(self, feed: Feed):
+        self.feed = feed
+        self.waited = 0.0  # seconds that `take` took, in all
+        # One thread: a feed that streams reads in order.
+        self._thread = ThreadPoolExecutor(1, "gm-feed")
+        self._next: tuple[tuple[int, int], Future] | None = None
+
+    def prepare(self, step: int, count: int) -> None:
+        """Begins to get the batches of `count` steps from `step` on."""
+        self._next = (step, count), self._thread.submit(self.feed.xs, step, count)
+
+    def take(self, step: int, count: int) -> Any:
+        """`xs` of the feed: what was prepared, if it was for these steps."""
+        begin = time.monotonic()
+        if self._next is None or self._next[0] != (step, count):
+            self.prepare(step, count)
+        assert self._next is not None
+        xs = self._next[1].result()
+        self.waited += time.monotonic() - begin
+        return xs
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def check_feed(dataset: Dataset, config: TrainConfig) -> None:

@@ -15,7 +15,7 @@ from gm.config import TrainConfig
 from gm.data.dataset import Dataset, identify
 from gm.errors import InputError
 from gm.evaluate import evaluate_nats
-from gm.feed import check_feed, make_feed
+from gm.feed import ReadAhead, check_feed, make_feed
 from gm.likelihood import bits
 from gm.model import LikelihoodModel
 from gm.rundir import RunDirectory
@@ -58,7 +58,7 @@ class Trainer:
         self.mesh = sharding.make_mesh()
         self.optimizer = make_optimizer(config)
         make_feed_args = (dataset, config, model.cond is not None, self.mesh)
-        self._new_feed = functools.partial(make_feed, *make_feed_args)
+        self._make_feed = functools.partial(make_feed, *make_feed_args)
         self.latest = Checkpoints(run.checkpoints / "latest")
         self.best = Checkpoints(run.checkpoints / "best", keep=1)
         self.step, self.seconds, self.best_nats = 0, 0.0, math.inf
@@ -73,9 +73,12 @@ class Trainer:
             self.best_nats = found[2]["valid_nats"]
         _, order = identify(dataset, dataset.valid)
         self._valid_order = order[: config.num_valid_examples]
-        self.feed = self._new_feed(rollbacks=int(self.state.rollbacks))
+        self.feed = self._read_ahead()
         self.metrics = Metrics(run.metrics, self.step)
         self.flops = 0.0  # of one step; known once it is traced
+
+    def _read_ahead(self):
+        return ReadAhead(self._make_feed(rollbacks=int(self.state.rollbacks)))
 
     def _restore(self):
         like = jax.eval_shape(
@@ -124,14 +127,26 @@ class Trainer:
             self.best.save(self.step, {"ema_params": self.state.ema_params}, meta)
         return mean
 
+    def _count(self, start):
+        """Steps of the dispatch that begins at `start`.
+
+        Dispatches end at multiples of steps_per_dispatch wherever a run resumes, so that
+        the same programs run on the same steps.
+        """
+        fused = self.config.steps_per_dispatch
+        return min(fused - start % fused, self.config.num_steps - start)
+
     def _advance(self, count):
         """Runs `count` steps in one dispatch and handles what was not finite."""
-        xs = self.feed.xs(self.step, count)
-        args = (self.model, self.optimizer, self.config, self.feed.draw)
-        args = (*args, self.state, self.feed.data, xs)
+        xs = self.feed.take(self.step, count)
+        feed, after = self.feed.feed, self.step + count
+        args = (self.model, self.optimizer, self.config, feed.draw)
+        args = (*args, self.state, feed.data, xs)
         if not self.flops:
             self.flops = step_flops(train_steps.lower(*args), self.config)
         self.state, values = train_steps(*args)
+        if after < self.config.num_steps:  # while the device works
+            self.feed.prepare(after, self._count(after))
         values = jax.device_get(values)  # the only wait: once per dispatch
         finite = np.isfinite(values["train/bpd"]) & np.isfinite(values["grad_norm"])
         self.step += count
@@ -157,7 +172,8 @@ class Trainer:
                 self.state = self.state.replace(
                     rollbacks=jnp.full_like(self.state.rollbacks, rollbacks)
                 )
-                self.feed = self._new_feed(rollbacks=rollbacks)
+                self.feed.close()
+                self.feed = self._read_ahead()
                 self.metrics.close()
                 self.metrics = Metrics(self.run.metrics, self.step)
                 return
@@ -184,17 +200,15 @@ class Trainer:
         begin = time.monotonic() - self.seconds
         if self.step >= config.valid_every and not self.best.steps():
             self.validate()  # the best one was damaged: there must be one again
-        # Dispatches end at multiples of steps_per_dispatch wherever a run resumes, so
-        # that the same programs run on the same steps.
         while self.step < config.num_steps and not should_stop():
-            start = self.step
-            fused = config.steps_per_dispatch
-            count = min(fused - start % fused, config.num_steps - start)
+            start, waited = self.step, self.feed.waited
+            count = self._count(start)
             values, finite = self._advance(count)
             if self.step <= start:  # rolled back
                 continue
             elapsed = time.monotonic() - begin - self.seconds
             speed = count * config.batch_size / max(elapsed, 1e-9)
+            idle = (self.feed.waited - waited) / max(elapsed, 1e-9)
             self.seconds += elapsed
             row = {}
             if self._crosses(config.log_every, count):
@@ -213,9 +227,10 @@ class Trainer:
             if row:
                 row["time/seconds"] = self.seconds
                 row["time/examples_per_second"] = speed
+                row["time/data_wait"] = idle
                 self.metrics.write(self.step, row)
                 self.latest.check()
-            self._show(progress, values, finite, row, speed)
+            self._show(progress, values, finite, row, speed, idle)
             if self._crosses(config.save_every, count):
                 self.save()
         progress.close()
@@ -224,16 +239,17 @@ class Trainer:
         self.best.wait()
         return self.step >= config.num_steps
 
-    def _show(self, progress, values, finite, row, speed):
+    def _show(self, progress, values, finite, row, speed, idle):
         bpd = values["train/bpd"][finite]
         text = f"train {bpd.mean():.4f} bits/dim" if bpd.size else "not finite"
         if "valid/bpd" in row:
             self._valid_text = f", valid {row['valid/bpd']:.4f}"
-        text += f"{self._valid_text}, {speed:.0f} examples/s"
+        text += f"{self._valid_text}, {speed:.0f} examples/s, data wait {idle:.1%}"
         progress.update(self.step, text, line="valid/bpd" in row)
 
     def close(self) -> None:
         """Closes files and Orbax's threads."""
+        self.feed.close()
         self.metrics.close()
         self.latest.close()
         self.best.close()

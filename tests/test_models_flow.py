@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gm.audit.subject import parameters, quick_jit
 from gm.errors import InputError
 from gm.flow import PREPROCESSING
 from gm.model import init_params, load_model, log_prob
 from gm.models import glow, maf, spline
-from gm.nn.invertible import ActNorm, Repeated, rotation
+from gm.nn.invertible import ActNorm, Repeated, fixed_point, rotation
+from gm.spec import CondSpec
 
 
 def build(name, shape, num_values=4, **fields):
@@ -170,6 +172,52 @@ def test_maf_layer_is_autoregressive():
     assert (np.triu(jacobian, 1) == 0).all()
     assert (np.abs(jacobian[np.tril_indices(5)]) > 0).all()
     assert (np.diag(jacobian) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["maf", "tarflow"])
+@pytest.mark.parametrize("fields", [{}, dict(depth=2)])
+def test_all_entries_at_once_invert_as_one_by_one_does(name, fields):
+    """Jacobi against the cached loop, and both against the forward pass."""
+    fields = load_model(name).TINY | fields
+    given = dict(shape=(3, 4, 2), num_values=4, cond=CondSpec("class", 3))
+    model = load_model(name).Model(**given, **fields)
+    bound = {"params": parameters(model, "perturbed")}
+    z = jax.random.normal(jax.random.key(0), (5, 24))
+    cond = jnp.arange(5) % 3
+
+    def inverse(model):
+        return quick_jit(lambda z: model.apply(bound, z, cond, method="inverse"))(z)
+
+    by_one, at_once = inverse(model), inverse(model.clone(inversion="jacobi"))
+    np.testing.assert_allclose(at_once, by_one, atol=1e-4)
+    back, _ = model.apply(bound, at_once, cond, method="forward")
+    np.testing.assert_allclose(back, z, atol=1e-2)
+    with pytest.raises(InputError, match="inversion=newton"):
+        jax.eval_shape(
+            lambda: init_params(model.clone(inversion="newton"), jax.random.key(0))
+        )
+
+
+def test_fixed_point_stops_when_nothing_moves():
+    """Of a map whose entries need the one before, and of one that overflows at first."""
+    steps = []
+
+    def update(h, slope):
+        jax.debug.callback(lambda: steps.append(1))
+        before = jnp.pad(h[:, :-1], ((0, 0), (1, 0)))
+        return 1 + slope * jnp.tanh(before)
+
+    h = fixed_point(lambda h: update(h, 0.1), jnp.zeros((2, 50)), 50)
+    jax.effects_barrier()
+    assert len(steps) < 12
+    np.testing.assert_allclose(h, update(h, 0.1), atol=1e-4)
+
+    def wild(h):  # exp of exp of ...: infinite until the entries before are right
+        before = jnp.pad(h[:, :-1], ((0, 0), (1, 0)))
+        return jnp.where(before > 5, jnp.exp(before), 1.0)
+
+    h = fixed_point(wild, jnp.full((1, 9), 1e3), 9)
+    np.testing.assert_array_equal(h, 1)
 
 
 # Spline.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from gm.config import TrainConfig
 from gm.data.dataset import ArraySplit, Dataset, Fresh, WindowSplit
 from gm.data.order import batch_indices
 from gm.errors import InputError
-from gm.feed import check_feed, make_feed
+from gm.feed import Feed, ReadAhead, check_feed, make_feed
 from gm.fit import Trainer
 from gm.model import build
 from gm.rundir import RunDirectory
@@ -156,6 +157,28 @@ def test_streamed_batches_equal_resident_ones():
         take = [jax.tree.map(lambda a, i=i: a[i], c) for c in chunks for i in range(4)]
         seen.append([feed.draw(feed.data, t)[0] for t in take])
     np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_batches_are_read_while_the_device_works():
+    """What was prepared is taken; anything else is asked for, and the wait is counted."""
+    began, let_go = [], threading.Event()
+
+    def xs(step, count):
+        began.append(step)
+        if step == 4:
+            let_go.wait(10)
+        return np.arange(step, step + count)
+
+    ahead = ReadAhead(Feed(None, lambda data, x: x, xs))
+    np.testing.assert_array_equal(ahead.take(0, 4), np.arange(4))
+    ahead.prepare(4, 4)  # returns, though nothing can be read yet
+    let_go.set()
+    np.testing.assert_array_equal(ahead.take(4, 4), np.arange(4, 8))
+    ahead.prepare(8, 4)
+    np.testing.assert_array_equal(ahead.take(6, 2), [6, 7])  # as after a rollback
+    assert began == [0, 4, 8, 6]
+    assert ahead.waited > 0
+    ahead.close()
 
 
 def test_best_by_validation_is_kept_beside_the_latest(tmp_path):

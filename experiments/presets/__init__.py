@@ -13,13 +13,14 @@ made, transformer, realnvp and vae.
 
 from typing import Any
 
-from experiments.presets import autoregressive, flow, latent
+from experiments.presets import autoregressive, flow, latent, multiscale
 from gm.errors import InputError, did_you_mean
 
 PRESETS: dict[str, dict[str, Any]] = {
     **autoregressive.PRESETS,
     **flow.PRESETS,
     **latent.PRESETS,
+    **multiscale.PRESETS,
 }
 for _name, _values in PRESETS.items():
     _dataset, _model = _name.rsplit("/", 1)

@@ -173,6 +173,7 @@ class Glow(MultiScaleFlow):
     num_scales: int = 3  # at most, as long as height and width are even
     affine: bool = True  # or additive: b <- b + t
     dropout_rate: float = 0.0
+    remat: bool = False  # saves memory: the steps are computed twice
 
     def setup(self) -> None:
         """The steps of each scale, and the prior of what it factors out."""
@@ -188,7 +189,8 @@ class Glow(MultiScaleFlow):
             )
         args = (self.width, self.affine, self.dropout_rate, self.dtype)
         self.flows = [
-            Repeated(Step(*args, parent=None), self.depth) for _ in range(self.scales)
+            Repeated(Step(*args, parent=None), self.depth, self.remat)
+            for _ in range(self.scales)
         ]
         pixels = np.prod(self.layout[:2]) // 4 ** min(halvings, self.scales)
         # The top prior of one pixel is a mean and a scale per channel.

@@ -25,7 +25,7 @@ import numpy as np
 
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block
+from gm.nn.attention import Block, run_blocks
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.coupling import mask
 from gm.nn.patches import check_heads, num_squeezes, patch_channels
@@ -39,6 +39,7 @@ class Coupling(nn.Module):
     num_heads: int
     dropout_rate: float
     dtype: jnp.dtype
+    scan_layers: bool | None = None
 
     @nn.compact
     def __call__(
@@ -59,8 +60,8 @@ class Coupling(nn.Module):
         places = self.param("places", start, (length, self.width))
         t = nn.Dense(self.width, dtype=self.dtype)(h * m) + places.astype(self.dtype)
         t = t + cond
-        for _ in range(self.depth):
-            t, _ = Block(
+        blocks = [
+            Block(
                 self.num_heads,
                 shape=None,
                 causal=False,
@@ -68,7 +69,10 @@ class Coupling(nn.Module):
                 use_bias=True,
                 dropout_rate=self.dropout_rate,
                 dtype=self.dtype,
-            )(t, train=train)
+            )
+            for _ in range(self.depth)
+        ]
+        t = run_blocks(blocks, t, self.scan_layers, train)
         t = nn.LayerNorm(dtype=self.dtype)(t)
         zeros = nn.initializers.zeros
         out = nn.Dense(2 * channels, kernel_init=zeros, dtype=jnp.float32)(t)
@@ -85,6 +89,7 @@ class Couplings(nn.Module):
 
     layer: nn.Module  # one of them
     kinds: tuple[str, ...]  # "channel"; "patch" of an image, "half" of a vector
+    remat: bool = False  # reverse mode keeps their inputs alone
 
     @nn.compact
     def __call__(
@@ -101,7 +106,7 @@ class Couplings(nn.Module):
             return layer(tokens, m, cond, inverse=inverse, train=train)
 
         loop = nn.scan(
-            body,
+            nn.remat(body, prevent_cse=False) if self.remat else body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=len(self.kinds),
@@ -140,6 +145,10 @@ class Jet(MultiScaleFlow):
     depth: int = 1  # transformer layers of a coupling
     num_heads: int = 4
     dropout_rate: float = 0.0
+    scan_layers: bool | None = (
+        None  # compile one layer of a coupling for all; None: from 8
+    )
+    remat: bool = False  # saves memory: the couplings are computed twice
 
     def setup(self) -> None:
         """The couplings, as a loop."""
@@ -154,9 +163,10 @@ class Jet(MultiScaleFlow):
             self.num_heads,
             self.dropout_rate,
             self.dtype,
+            self.scan_layers,
             parent=None,
         )
-        self.couplings = Couplings(layer, kinds)
+        self.couplings = Couplings(layer, kinds, self.remat)
         self.embed = CondEmbedding(
             self.cond, self.width, self.dtype, grid_of(self.shape)
         )

@@ -9,6 +9,9 @@ say (paper, eq. 3 to 5), in parallel, and reverses the order for the next block:
 mu and a are the output of a causal transformer at the patch before. With
 volume_preserving=True a = 0 and one scale per channel of a patch is learned.
 
+The inverse goes patch by patch with keys and values in a cache, or iterates all patches
+at once until none moves (inversion=jacobi): whole passes, but far fewer than T.
+
 A vector is a sequence of patches of one symbol each.
 
 Guidance moves samples away from the unconditional model (section 3.5), mu and a each by
@@ -24,7 +27,7 @@ of the condition is shared by the blocks, and none is an embedding of its own wh
 authors' code takes the mean of the classes.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,9 +36,9 @@ import jax.numpy as jnp
 from gm.errors import InputError
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block
+from gm.nn.attention import Block, run_blocks
 from gm.nn.conditioning import CondEmbedding, guide, with_none
-from gm.nn.invertible import ActNorm, Repeated
+from gm.nn.invertible import ActNorm, Repeated, check_inversion, fixed_point
 from gm.nn.patches import check_heads, num_squeezes, patch_channels
 
 
@@ -58,6 +61,8 @@ class MetaBlock(nn.Module):
     log_scale_bound: float | None
     dropout_rate: float
     dtype: jnp.dtype
+    inversion: str = "sequential"  # or "jacobi"
+    scan_layers: bool | None = None
 
     def setup(self) -> None:
         """A causal transformer whose output layer starts at zero."""
@@ -94,16 +99,32 @@ class MetaBlock(nn.Module):
         """
         tokens = h.reshape(h.shape[0], self.length, self.channels)
         if inverse:
-            x, log_scale = self._inverse(tokens[:, ::-1], *cond)
-            return x.reshape(h.shape), log_scale
-        t = self.enter(tokens[:, :-1]) + self.places.astype(self.dtype)
-        t = t + cond[0][:, None]  # [B, T - 1, width]
-        for block in self.blocks:
-            t, _ = block(t, train=train)
-        # What is said at a patch is about the next; nothing is said of the first.
-        a, mu = self._split(jnp.pad(self.leave(t), ((0, 0), (1, 0), (0, 0))))
+            invert = self._jacobi if self.inversion == "jacobi" else self._sequential
+            x, a = invert(tokens[:, ::-1], *cond)
+            return x.reshape(h.shape), sum_dims(a)
+        a, mu = self._moments(tokens, *cond, train)
         z = (tokens - mu) * jnp.exp(-a)
         return z[:, ::-1].reshape(h.shape), -sum_dims(a)
+
+    def _moments(self, x, cond, weight, train=False):
+        """(a, mu), each [B, T, C], of every patch given those before it."""
+        given = x[:, :-1] if weight is None else jnp.tile(x[:, :-1], (2, 1, 1))
+        t = self.enter(given) + self.places.astype(self.dtype)
+        t = t + cond[:, None]  # [B, T - 1, width]
+        t = run_blocks(self.blocks, t, self.scan_layers, train)
+        out = self.leave(t) if weight is None else guide(self.leave(t), weight)
+        # What is said at a patch is about the next; nothing is said of the first.
+        return self._split(jnp.pad(out, ((0, 0), (1, 0), (0, 0))))
+
+    def _jacobi(self, z, cond, weight):
+        """As `_sequential`, of all patches at once."""
+
+        def update(x):
+            a, mu = self._moments(x, cond, weight)
+            return z * jnp.exp(a) + mu
+
+        x = fixed_point(update, z, self.length)
+        return x, self._moments(x, cond, weight)[0]
 
     def _split(self, out):
         if self.volume_preserving:
@@ -113,8 +134,8 @@ class MetaBlock(nn.Module):
             a = self.log_scale_bound * jnp.tanh(a / self.log_scale_bound)
         return a, mu
 
-    def _inverse(self, z, cond, weight):
-        """Z [B, T, C] -> (x, sum of a [B]), with keys and values in a cache."""
+    def _sequential(self, z, cond, weight):
+        """Z [B, T, C] -> (x, a) [B, T, C], with keys and values in a cache."""
         rows = z.shape[0] * (1 if weight is None else 2)
         head_dim = self.width // self.num_heads
         empty = jnp.zeros((rows, self.num_heads, self.length - 1, head_dim), self.dtype)
@@ -144,7 +165,7 @@ class MetaBlock(nn.Module):
         steps = jnp.arange(self.length - 1), z[:, 1:].swapaxes(0, 1)
         _, (rest, a) = loop(self, carry, steps)  # [T - 1, B, C] each
         x = jnp.concatenate([z[:, :1], rest.swapaxes(0, 1)], axis=1)
-        return x, sum_dims(a.swapaxes(0, 1))
+        return x, a.swapaxes(0, 1)
 
 
 class TarFlow(MultiScaleFlow):
@@ -159,10 +180,17 @@ class TarFlow(MultiScaleFlow):
     volume_preserving: bool = False
     log_scale_bound: float | None = 1.0  # of a; none: as in the paper
     dropout_rate: float = 0.0
+    scan_layers: bool | None = (
+        None  # compile one layer of a block for all; None: from 8
+    )
+    remat: bool = False  # saves memory: the blocks are computed twice
+    inversion: str = "sequential"  # or "jacobi"
+    evaluation_fields: ClassVar[tuple[str, ...]] = ("inversion",)
 
     def setup(self) -> None:
         """The blocks, as a loop."""
         check_heads(self.width, self.num_heads)
+        check_inversion(self.inversion)
         channels = patch_channels(self.shape, self.patch_size)
         if self.num_dims == channels:
             raise InputError(
@@ -179,9 +207,11 @@ class TarFlow(MultiScaleFlow):
             self.log_scale_bound,
             self.dropout_rate,
             self.dtype,
+            self.inversion,
+            self.scan_layers,
             parent=None,
         )
-        self.blocks = Repeated(block, self.num_blocks)
+        self.blocks = Repeated(block, self.num_blocks, self.remat)
         if self.volume_preserving:
             self.scale = ActNorm()
         self.embedding = CondEmbedding(self.cond, self.width, self.dtype)

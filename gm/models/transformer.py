@@ -32,7 +32,7 @@ import numpy as np
 from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, coordinates
+from gm.nn.attention import Block, coordinates, run_blocks
 from gm.nn.conditioning import CondEmbedding, grid_of, per_symbol, with_none
 from gm.spec import Estimate
 
@@ -44,6 +44,7 @@ class Transformer(AutoregressiveModel):
     depth: int = 4
     num_heads: int = 4
     dropout_rate: float = 0.0
+    scan_layers: bool | None = None  # compile one block for all; None: from 8 on
     style: str = "modern"  # or "gpt2"
     any_order: bool = False  # trained on random orders
     evaluation_order: str = "random"  # of an any-order model; or "raster"
@@ -185,9 +186,7 @@ class Transformer(AutoregressiveModel):
         h = jnp.concatenate([start, carried], axis=1)
         h = h + places + self._told(cond, order)
         h = self.dropout(h.astype(self.dtype), deterministic=not train)
-        for block in self.blocks:
-            h, _ = block(h, train=train)
-        return self._read(h)
+        return self._read(run_blocks(self.blocks, h, self.scan_layers, train))
 
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
@@ -240,6 +239,17 @@ class Transformer(AutoregressiveModel):
         )
         return fixed, [empty] * self.depth
 
+    @property
+    def cache_lengths(self) -> list[int]:
+        """Up to 8 segments of 128 symbols or more: attention reads all of the room."""
+        count = min(-(-self.num_dims // _SEGMENT), 8)
+        return [-(-self.num_dims * (i + 1) // count) for i in range(count)]
+
+    def resize_cache(self, cache: Any, length: int) -> Any:
+        """Keys and values [B, heads, length, head_dim]; the room added is empty."""
+        fixed, cells = cache
+        return fixed, jax.tree.map(lambda kept: _resize(kept, length), cells)
+
     def step(
         self, cache: Any, index: jax.Array, previous: jax.Array
     ) -> tuple[Any, jax.Array]:
@@ -284,6 +294,13 @@ class Transformer(AutoregressiveModel):
 
 
 _ORDERS = ("random", "raster")
+_SEGMENT = 128  # symbols after which the cache gets more room in sampling
+
+
+def _resize(kept, length):
+    """[B, heads, T, head_dim], cut off or filled up with zeros along T."""
+    added = max(length - kept.shape[2], 0)
+    return jnp.pad(kept[:, :, :length], ((0, 0), (0, 0), (0, added), (0, 0)))
 
 
 def _sum_axes(tables, shape):

@@ -17,6 +17,7 @@ def _conv(x, kernel, pads):
 
 
 Pads = tuple[tuple[int, int], tuple[int, int]]  # rows above, below; columns left, right
+_NO_PADS: Pads = ((0, 0), (0, 0))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -67,23 +68,25 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """A SAME convolution of stride 1 with bias."""
+    """A convolution of stride 1 with bias: SAME, or only where its window lies inside."""
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, int] = 3
     dtype: jnp.dtype = jnp.dtype("float32")
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    padded: bool = True  # or the output is smaller, by kernel_size - 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, I] -> [B, H, W, features]."""
-        size = (self.kernel_size, self.kernel_size)
+        size = self.kernel_size
+        size = size if isinstance(size, tuple) else (size, size)
         shape = (*size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(
-            self.dtype
-        )
+        x = x.astype(self.dtype)
+        out = conv(x, kernel) if self.padded else padded_conv(x, kernel, _NO_PADS)
+        return out + bias.astype(self.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)

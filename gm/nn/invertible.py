@@ -6,12 +6,50 @@ A layer is a module (h, cond, inverse=False, train=False) -> (h, log_det [B]), w
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+
+from gm.errors import InputError
+
+INVERSIONS = ("sequential", "jacobi")
+
+
+def check_inversion(name: str) -> None:
+    """InputError if there is no such way to invert an autoregressive map."""
+    if name not in INVERSIONS:
+        raise InputError(f"--set=inversion={name}: give {' or '.join(INVERSIONS)}")
+
+
+def fixed_point(
+    update: Callable[[jax.Array], jax.Array],
+    start: jax.Array,
+    num_steps: int,
+    tolerance: float = 1e-5,
+) -> jax.Array:
+    """Solves h = update(h) of a map whose entry n depends on the n before it: Jacobi.
+
+    All entries at once, again and again (Song et al. 2021, "Accelerating feedforward
+    computation via parallel nonlinear equation solving"). After n steps the first n are
+    right, and as a rule all are long before: it stops where no entry moves by more than
+    `tolerance` (relative to 1 + |h|), after `num_steps`, their number, at the latest.
+    """
+
+    def goes_on(state):
+        _, moved, step = state
+        return ~(moved <= tolerance) & (step < num_steps)  # also where it is NaN
+
+    def body(state):
+        h, _, step = state
+        new = update(h)
+        return new, jnp.max(jnp.abs(new - h) / (1 + jnp.abs(h))), step + 1
+
+    moved, step = jnp.float32(jnp.inf), jnp.int32(0)
+    return jax.lax.while_loop(goes_on, body, (start, moved, step))[0]
 
 
 class ActNorm(nn.Module):
@@ -96,6 +134,7 @@ class Repeated(nn.Module):
 
     layer: nn.Module  # one of them
     length: int
+    remat: bool = False  # reverse mode keeps their inputs alone
 
     @nn.compact
     def __call__(
@@ -112,7 +151,7 @@ class Repeated(nn.Module):
             return layer(h, cond, inverse=inverse, train=train)
 
         loop = nn.scan(
-            body,
+            nn.remat(body, prevent_cse=False) if self.remat else body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.length,

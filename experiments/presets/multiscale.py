@@ -1,0 +1,41 @@
+"""Presets of `multiscale`; `preset` in the package says what one is."""
+
+from experiments.presets.preset import NOT_RUN, preset
+
+PRESETS = {
+    "digits/multiscale": preset(
+        NOT_RUN,
+        dict(
+            base_size=4,
+            base_fields="depth=2,width=24,one_hot=False,num_mixtures=5,dropout_rate=0.2",
+            depth=2,
+            one_hot=False,
+            num_mixtures=5,
+            dropout_rate=0.2,
+        ),
+        num_steps=600,
+        learning_rate=3e-3,
+        valid_every=100,
+        ema_decay=0.99,
+    ),
+    # Half of the symbols are independent given the other half, which a cube is not.
+    "pocket_cube/multiscale": preset(
+        NOT_RUN,
+        dict(base_size=12, base_fields="width=48,kernel_size=9,head_width=64"),
+        num_steps=600,
+        batch_size=128,
+        learning_rate=3e-3,
+        ema_decay=0.99,
+    ),
+    # The same at any --resolution, up to 1024 pixels on a CPU.
+    "solids/multiscale": preset(
+        NOT_RUN,
+        dict(width=16, depth=2, base_fields="width=16,depth=2"),
+        num_steps=300,
+        batch_size=8,
+        learning_rate=5e-3,
+        valid_every=150,
+        num_valid_examples=64,
+        ema_decay=0.98,
+    ),
+}

@@ -1,0 +1,142 @@
+"""Two contenders, each in a process of its own, on one core, in turn A B B A."""
+
+import dataclasses
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+MAX_MISMATCH = 0.01  # of the parameters, relative
+
+Entry = tuple[str, str, dict[str, Any]]
+
+
+def work(text: str) -> None:
+    """Builds the contender that `text` (JSON) names; a turn for every line on stdin."""
+    file, function, arguments = json.loads(text)
+    if "peers" in arguments:
+        arguments["peers"] = Path(arguments["peers"])
+    made = getattr(importlib.import_module(file), function)(**arguments)
+
+    def turn():
+        cpu, wall = time.process_time(), time.perf_counter()
+        made.turn()
+        spent = time.process_time() - cpu, time.perf_counter() - wall
+        return [seconds / made.units for seconds in spent]
+
+    turn(), turn()  # compiles, then fills caches
+    about = dataclasses.asdict(dataclasses.replace(made, turn=None))
+    print("ready " + json.dumps(about), flush=True)
+    for _ in sys.stdin:
+        print("turn " + json.dumps(turn()), flush=True)
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, python: str, entry: Entry, core: int):
+        """Starts it on a core; it warms up.
+
+        Raises:
+          SystemExit: it failed.
+        """
+        from gm.rundir import cache_dir
+
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(cache_dir("xla")),
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+        }
+        self.entry = entry
+        self.process = subprocess.Popen(
+            [python, str(HERE), "--worker", json.dumps(entry)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # XLA sizes its thread pool by the affinity.
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            env=os.environ | environment,
+        )
+        self.about = self._answer("ready")
+
+    def _answer(self, word):
+        for line in self.process.stdout:  # a contender may print, too
+            if line.startswith(word + " "):
+                return json.loads(line[len(word) :])
+        raise SystemExit(f"error: {self.entry[:2]}: the process failed")
+
+    def turn(self) -> list[float]:
+        """CPU and wall seconds of a unit."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self._answer("turn")
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def _ratios(rounds, clock):
+    """B over A in each round, by CPU (0) or wall (1) time."""
+    found = []
+    for turns in rounds:
+        total = {name: sum(t[clock] for n, t in turns if n == name) for name in "AB"}
+        found.append(total["B"] / total["A"])
+    return found
+
+
+def compare(
+    a: tuple[str, Entry], b: tuple[str, Entry], rounds: int, core: int
+) -> dict[str, Any]:
+    """Measures A against B.
+
+    Args:
+      a, b: the Python to run it with, and the contender.
+      rounds: of A B B A.
+      core: to pin both to.
+
+    Returns:
+      medians over the rounds of seconds per unit and of ratios, their spread, and what
+      the contenders say of themselves.
+
+    Raises:
+      SystemExit: their numbers of parameters differ.
+    """
+    workers = {"A": Worker(*a, core), "B": Worker(*b, core)}
+    counts = [workers[name].about["params"] for name in "AB"]
+    if all(counts) and abs(counts[0] / counts[1] - 1) > MAX_MISMATCH:
+        told = f"{counts[0]:,} against {counts[1]:,} parameters"
+        raise SystemExit(f"error: {a[1][1]} {a[1][2]}: {told}")
+    seen = [[(name, workers[name].turn()) for name in "ABBA"] for _ in range(rounds)]
+    for worker in workers.values():
+        worker.close()
+    result: dict[str, Any] = {"params": counts}
+    for name in "AB":
+        turns = [t for turns in seen for n, t in turns if n == name]
+        result[name.lower()] = {
+            "cpu_seconds": statistics.median(t[0] for t in turns),
+            "wall_seconds": statistics.median(t[1] for t in turns),
+            "flops": workers[name].about["flops"],
+            "notes": workers[name].about["notes"],
+        }
+    for clock, name in enumerate(("ratio", "wall_ratio")):
+        found = _ratios(seen, clock)
+        result[name] = statistics.median(found)
+        result[f"{name}_spread"] = [min(found), max(found)]
+    return result
+
+
+def peak(python: str, core: int) -> float:
+    """FLOP per CPU second of a matrix product in float32 by XLA, on that core."""
+    worker = Worker(python, ("ours", "matmul", {}), core)
+    seconds = min(worker.turn()[0] for _ in range(5))
+    worker.close()
+    return worker.about["flops"] / seconds

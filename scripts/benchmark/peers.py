@@ -1,0 +1,385 @@
+"""Contenders of other code bases, in PyTorch: their own models, one thread, plain loops.
+
+Every function gets the folder with the checkouts. Optimisers are PyTorch's with its
+defaults, data are random and resident, the loss is not read between steps.
+"""
+
+import contextlib
+import functools
+import sys
+import types
+import unittest.mock
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contender import LOSS_SHAPE, MIXTURES, NUM_VALUES, SEED, Contender
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "parity"))
+from row import import_from  # noqa: E402
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _training(
+    module: nn.Module,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    batch_size: int,
+    steps: int = 1,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+) -> Contender:
+    """Steps of an optimiser on batches of x."""
+    module.train()
+    updates, number = optimizer(module.parameters(), lr=1e-4), 0
+
+    def step():
+        nonlocal number
+        start = number * batch_size % (len(x) - batch_size + 1)
+        number += 1
+        updates.zero_grad()
+        loss(x[start : start + batch_size]).backward()
+        updates.step()
+
+    def turn():
+        for _ in range(steps):
+            step()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return Contender(turn, steps, _count(module), counter.get_total_flops())
+
+
+def _random(shape: tuple[int, ...], num_values: int) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return torch.tensor(rng.integers(0, num_values, shape), dtype=torch.float32)
+
+
+def _bernoulli(module):
+    def loss(x):
+        logits = module(x).reshape(len(x), -1)
+        both = logits, x.reshape(len(x), -1)
+        return functional.binary_cross_entropy_with_logits(
+            *both, reduction="sum"
+        ) / len(x)
+
+    return loss
+
+
+def _pytorch_generative(peers: Path, name: str) -> Any:
+    return import_from(
+        peers / "pytorch-generative",
+        f"pytorch_generative.models.autoregressive.{name}",
+        bare=("pytorch_generative",),
+    )
+
+
+def _gated(peers):
+    reference = _pytorch_generative(peers, "gated_pixel_cnn")
+    return reference.GatedPixelCNN(n_gated=5, gated_channels=32, head_channels=32)
+
+
+def _made(peers):
+    return _pytorch_generative(peers, "made").MADE(784, [500])
+
+
+def made_step(peers: Path, batch_size: int) -> Contender:
+    """EugenHotaj/pytorch-generative."""
+    module = _made(peers)
+    x = _random((1024, 1, 28, 28), 2)
+    return _training(module, _bernoulli(module), x, batch_size, 5)
+
+
+def gated_step(peers: Path, batch_size: int) -> Contender:
+    """EugenHotaj/pytorch-generative."""
+    module = _gated(peers)
+    return _training(
+        module, _bernoulli(module), _random((64, 1, 28, 28), 2), batch_size
+    )
+
+
+def glow_step(peers: Path, batch_size: int) -> Contender:
+    """rosinality/glow-pytorch, whose width is not an argument."""
+    reference = import_from(peers / "glow-pytorch", "model")
+    reference.AffineCoupling = functools.partial(
+        reference.AffineCoupling, filter_size=64
+    )
+    module = reference.Glow(3, 4, 3, affine=True, conv_lu=True)
+    x = (_random((64, 3, 32, 32), 256) + 0.5) / 256 - 0.5
+    with torch.no_grad():
+        module(x[:batch_size])  # its actnorm starts from data
+
+    def loss(x):
+        log_p, log_det, _ = module(x + torch.rand_like(x) / 256)
+        return -(log_p + log_det).mean() / x[0].numel()
+
+    return _training(module, loss, x, batch_size)
+
+
+def _pixelcnnpp(peers):
+    """(The network, its losses), without a line of Python 2 and without CUDA."""
+    checkout = peers / "pixel-cnn-pp"
+    source = (checkout / "utils.py").read_text().replace("print e\n", "print(e)\n")
+    losses = types.ModuleType("utils")
+    exec(compile(source, "utils.py", "exec"), losses.__dict__)
+    sys.modules["utils"] = losses
+    reference = import_from(checkout, "model")
+    with contextlib.redirect_stdout(None):
+        module = reference.PixelCNN(
+            nr_resnet=1, nr_filters=40, nr_logistic_mix=10, input_channels=1
+        )
+    unittest.mock.patch.object(torch.Tensor, "cuda", lambda self: self).start()
+    return module, losses
+
+
+def pixelcnnpp_step(peers: Path, batch_size: int) -> Contender:
+    """pclucas14/pixel-cnn-pp."""
+    module, losses = _pixelcnnpp(peers)
+    x = _random((64, 1, 28, 28), 256) * 2 / 255 - 1
+
+    def loss(x):
+        with contextlib.redirect_stdout(None):
+            return losses.discretized_mix_logistic_loss_1d(x, module(x)) / len(x)
+
+    return _training(module, loss, x, batch_size)
+
+
+def _gpt(peers):
+    reference = import_from(peers / "nanoGPT", "model")
+    config = reference.GPTConfig(
+        block_size=784, vocab_size=256, n_layer=4, n_head=4, n_embd=128, bias=False
+    )
+    with contextlib.redirect_stdout(None):
+        return reference.GPT(config)
+
+
+def gpt_step(peers: Path, batch_size: int) -> Contender:
+    """karpathy/nanoGPT, by its AdamW."""
+    module = _gpt(peers)
+    x = _random((64, 785), 256).long()
+
+    def loss(x):
+        return module(x[:, :-1], x[:, 1:])[1]
+
+    return _training(module, loss, x, batch_size, optimizer=torch.optim.AdamW)
+
+
+class _Residual(nn.Module):
+    """As the dense block of gm's VAE."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, h):
+        return h + self.second(functional.silu(self.first(self.norm(h))))
+
+
+class _VAE(nn.Module):
+    """The VAE that one writes in PyTorch, with as many weights as gm's."""
+
+    def __init__(self, dims, width, num_latents):
+        super().__init__()
+        self.encode = nn.Sequential(
+            nn.Linear(2 * dims, width), _Residual(width), nn.SiLU()
+        )
+        self.posterior = nn.Linear(width, 2 * num_latents)
+        self.decode = nn.Sequential(
+            nn.Linear(num_latents, width),
+            _Residual(width),
+            nn.SiLU(),
+            nn.Linear(width, dims),
+        )
+
+    def loss(self, x):
+        one_hot = torch.stack([1 - x, x], -1).flatten(1)
+        mean, log_std = self.posterior(self.encode(one_hot)).chunk(2, -1)
+        log_std = log_std.clamp(-7, 5)
+        eps = torch.randn_like(mean)
+        z = mean + log_std.exp() * eps
+        logits = self.decode(z)
+        log_px_z = -functional.binary_cross_entropy_with_logits(
+            logits, x, reduction="none"
+        ).sum(-1)
+        minus_kl = (-0.5 * z**2 + 0.5 * eps**2 + log_std).sum(-1)
+        return -(log_px_z + minus_kl).mean()
+
+
+def vae_steps(
+    peers: Path, width: int, num_latents: int, batch_size: int, steps: int
+) -> Contender:
+    """A plain loop; no checkout is needed."""
+    module = _VAE(64, width, num_latents)
+    x = _random((4096, 64), 2)
+    return _training(module, module.loss, x, batch_size, steps)
+
+
+def realnvp_steps(peers: Path, batch_size: int, steps: int) -> Contender:
+    """bayesiains/nflows."""
+    reference = import_from(
+        peers / "nflows",
+        "nflows.flows.realnvp",
+        absent=("UMNN",),
+        bare=("nflows.flows",),
+    )
+    module = reference.SimpleRealNVP(64, 128, num_layers=6, num_blocks_per_layer=2)
+    x = _random((4096, 64), 256) / 128 - 1
+
+    def loss(x):
+        return -module.log_prob(x).mean()
+
+    return _training(module, loss, x, batch_size, steps)
+
+
+# Sampling: the references run the whole network for every pixel.
+
+
+def _pixels(
+    module: nn.Module,
+    step: Callable[[], Any],
+    batch_size: int,
+    of: int,
+    count: int = 2,
+) -> Contender:
+    """`count` pixels of an image of `of`, which all cost the same."""
+    module.eval()
+
+    def turn():
+        with torch.no_grad():
+            for _ in range(count):
+                step()
+
+    notes = {"pixels timed": f"{count} of {of}"}
+    return Contender(turn, batch_size * count / of, _count(module), notes=notes)
+
+
+def _pytorch_generative_sample(module, side, batch_size):
+    """A pixel as in its AutoregressiveModel.sample."""
+    x = -torch.ones(batch_size, 1, side, side)
+
+    def step():
+        out = module.forward(x)[:, :, side // 2, side // 2]
+        torch.distributions.Bernoulli(logits=out).sample()
+
+    return _pixels(module, step, batch_size, side**2)
+
+
+def gated_sample(peers: Path, side: int, batch_size: int) -> Contender:
+    """EugenHotaj/pytorch-generative."""
+    return _pytorch_generative_sample(_gated(peers), side, batch_size)
+
+
+def snail_sample(peers: Path, batch_size: int) -> Contender:
+    """EugenHotaj/pytorch-generative."""
+    reference = _pytorch_generative(peers, "pixel_snail")
+    module = reference.PixelSNAIL(
+        n_channels=SNAIL_WIDTH,
+        n_pixel_snail_blocks=2,
+        n_residual_blocks=2,
+        attention_key_channels=4,
+        attention_value_channels=SNAIL_WIDTH // 2,
+    )
+    return _pytorch_generative_sample(module, 28, batch_size)
+
+
+SNAIL_WIDTH = 32
+
+
+def made_sample(peers: Path, batch_size: int) -> Contender:
+    """EugenHotaj/pytorch-generative: whole images, in its own loop."""
+    module = _made(peers).eval()
+    x = -torch.ones(batch_size, 1, 28, 28)
+    return Contender(
+        lambda: module.sample(conditioned_on=x), batch_size, _count(module)
+    )
+
+
+def pixelcnnpp_sample(peers: Path, batch_size: int) -> Contender:
+    """pclucas14/pixel-cnn-pp: a pixel as in the `sample` of its main.py."""
+    module, losses = _pixelcnnpp(peers)
+    x = torch.zeros(batch_size, 1, 28, 28)
+
+    def step():
+        with contextlib.redirect_stdout(None):
+            out = module(x, sample=True)
+            losses.sample_from_discretized_mix_logistic_1d(out, MIXTURES)
+
+    return _pixels(module, step, batch_size, 784, 1)
+
+
+def gpt_sample(peers: Path, batch_size: int) -> Contender:
+    """karpathy/nanoGPT: a token of `generate` at five lengths, by Simpson's rule."""
+    module = _gpt(peers).eval()
+    lengths, weights = (1, 196, 392, 588, 783), (1, 4, 2, 4, 1)
+    rows = [torch.zeros(batch_size, n, dtype=torch.long) for n in lengths]
+    # A turn takes a token at each of 12 places: 784 / 12 of it is an image.
+    places = [r for r, w in zip(rows, weights, strict=True) for _ in range(w)]
+
+    def turn():
+        for row in places:
+            module.generate(row, 1)
+
+    notes = {"tokens timed": f"{len(places)} of 784, by Simpson's rule"}
+    return Contender(turn, batch_size * len(places) / 784, _count(module), notes=notes)
+
+
+# Losses.
+
+
+def _loss(function, size):
+    rng = np.random.default_rng(SEED)
+    out = torch.tensor(
+        rng.standard_normal((*LOSS_SHAPE[:3], size)), dtype=torch.float32
+    )
+    x = torch.tensor(rng.integers(0, NUM_VALUES, LOSS_SHAPE))
+    out.requires_grad_()
+
+    def turn():
+        out.grad = None
+        function(out, x).backward()
+
+    return turn
+
+
+def mixture_loss(peers: Path) -> Contender:
+    """openai/vdvae."""
+    helpers = import_from(peers / "vdvae", "vae_helpers")
+    size = MIXTURES * (3 * LOSS_SHAPE[3] + 1)
+
+    def loss(out, x):
+        v = x.float() * (2 / (NUM_VALUES - 1)) - 1
+        return helpers.discretized_mix_logistic_loss(v, out).mean()
+
+    from errors import largest_error
+
+    def log_mass(mean, log_scale, x):
+        # One component, and three channels that are alike: it is a mean over them.
+        zeros = torch.zeros(len(x))
+        channel = [torch.tensor(mean), torch.tensor(log_scale), zeros]
+        out = torch.stack([zeros, *channel * 3], -1)[:, None, None]  # [N, 1, 1, 10]
+        v = torch.tensor(x, dtype=torch.float32) * (2 / (NUM_VALUES - 1)) - 1
+        v = v[:, None, None, None].expand(-1, 1, 1, 3)
+        return -helpers.discretized_mix_logistic_loss(v, out).numpy()
+
+    notes = {"largest error, nats": largest_error(log_mass)}
+    return Contender(_loss(loss, size), notes=notes)
+
+
+def softmax_loss(peers: Path) -> Contender:
+    """torch.nn.functional.cross_entropy."""
+
+    def loss(out, x):
+        return functional.cross_entropy(out.reshape(-1, NUM_VALUES), x.reshape(-1))
+
+    return Contender(_loss(loss, NUM_VALUES * LOSS_SHAPE[3]))
