@@ -39,6 +39,8 @@ flags.DEFINE_string(
     "class, or numbers (by name: width=0.5,height=3/16); A;B for rows, A..B between",
 )
 flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
+launcher.define_mesh_flags()
+flags.adopt_module_key_flags(launcher)
 
 # What leaves the model, and where it does not.
 _OUTSIDE = {"temperature": 1.0, "top_p": 1.0, "guidance": 0.0}
@@ -175,6 +177,7 @@ def main(argv: list[str]) -> None:
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
 
+    mesh = launcher.make_mesh()
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     model = found.model
     options, prefix = _options(model), _prefix(found)
@@ -193,6 +196,7 @@ def main(argv: list[str]) -> None:
         prefix=prefix,
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
+        mesh=mesh,
         **options,
     ):
         x = np.concatenate([x, part])
