@@ -93,10 +93,11 @@ class Cell:
         if status == 0:
             self._note(done=True)
             return "done"
-        tail = (self.path / "log.txt").read_text().strip().splitlines()[-1:]
+        lines = (self.path / "log.txt").read_text(errors="replace").split("\n")
+        tail = next((line for line in lines[::-1] if line.strip()), "")
         if status in STOPPED:
-            return f"stopped: {tail[0]}"
-        reason = f"status {status}: {tail[0] if tail else ''}"
+            return f"stopped: {tail}"
+        reason = f"status {status}: {tail}"
         self._note(failed=reason)
         return f"failed with {reason}"
 

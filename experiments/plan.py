@@ -25,7 +25,9 @@ flags.DEFINE_string("dataset", None, "name of a data set")
 flags.DEFINE_string("preset", None, "flags of experiments/presets, such as cifar10/vdm")
 flags.DEFINE_float("mfu", 0.4, "share of the peak FLOP/s that is assumed to be reached")
 flags.DEFINE_list("accelerators", [], "of experiments/accelerators.json; empty: all")
-flags.DEFINE_bool("fit", True, "where it does not fit, look for flags with which it does")
+flags.DEFINE_bool(
+    "fit", True, "where it does not fit, look for flags with which it does"
+)
 launcher.define_run_flags()
 launcher.define_train_flags()
 launcher.define_mesh_flags()
@@ -155,7 +157,9 @@ def _print_accelerators(plan: Any, model: Any, precision: str) -> None:
         if size not in found:
             found[size] = make_fit(model, plan, size)
         if found[size] is None:
-            print("    no flags found with which it fits: more devices, smaller batches")
+            print(
+                "    no flags found with which it fits: more devices, smaller batches"
+            )
         else:
             given, fitting = found[size]
             print(f"    with {given}: {_bytes(fitting.peak_bytes)}, compiled to check")

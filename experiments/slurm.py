@@ -16,6 +16,7 @@ from experiments.cell import Cell, State
 from gm.errors import InputError
 
 _LOST_AFTER = 3  # looks at the queue
+_DEFAULTS: dict[str, Any] = {"requeue": True, "time": 24 * 60}  # minutes
 
 
 class Job:
@@ -98,7 +99,7 @@ def run(root: Path, cells: list[Cell], jobs: int, pairs: list[str]) -> int:
             executor.update_parameters(
                 job_name=root.name,
                 array_parallelism=jobs,
-                additional_parameters={"requeue": True} | options,
+                additional_parameters=_DEFAULTS | options,
             )
             with executor.batch():
                 array = [executor.submit(Job(cell)) for cell in waiting]

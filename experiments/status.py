@@ -1,5 +1,6 @@
 """The table of a sweep: which cells are queued, run, are done, or failed and why."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def watch(
     Returns:
       The states last seen.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     if until_ended is None:
         until_ended = console.is_terminal
     paths = find_cells(root)

@@ -129,9 +129,7 @@ def _prepare(config, dataset, model, mesh):
     from gm.rundir import RunDirectory
     from gm.sharding import agree, is_primary
 
-    run = (
-        _open_run(config, dataset) if is_primary() else RunDirectory(FLAGS.workdir)
-    )
+    run = _open_run(config, dataset) if is_primary() else RunDirectory(FLAGS.workdir)
     agree(True)  # the others wait until the directory is there
     return Trainer(model, dataset, config.train, run, mesh)
 

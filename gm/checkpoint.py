@@ -90,8 +90,10 @@ class Checkpoints:
         self.writable = writable = writable and sharding.is_primary()
         self._saving: int | None = None
         here = jax.process_index()
+        # Each process by itself: Orbax would have all of them write together.
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=here, active_processes={here}
+            primary_host=here,
+            active_processes={here} if jax.process_count() > 1 else None,
         )
         options = ocp.CheckpointManagerOptions(
             read_only=not writable,

@@ -33,9 +33,7 @@ class Moved:
     wire: float = 0.0  # bytes that a ring sends from each device
 
     def __add__(self, other: "Moved") -> "Moved":
-        pairs = zip(
-            dataclasses.astuple(self), dataclasses.astuple(other), strict=True
-        )
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Moved(*(a + b for a, b in pairs))
 
     def times(self, factor: float) -> "Moved":

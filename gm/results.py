@@ -117,7 +117,11 @@ def read_nats(row: Row) -> np.ndarray | None:
         nats = np.array(read_npz(path)["x"])
     except (InputError, OSError):
         nats = np.empty(0)
-    if nats.dtype.kind != "f" or nats.shape != (row["num_examples"],) or not np.isclose(nats.mean(), row["nats"]):
+    if (
+        nats.dtype.kind != "f"
+        or nats.shape != (row["num_examples"],)
+        or not np.isclose(nats.mean(), row["nats"])
+    ):
         raise InputError(f"{path}: not the nats of {row['file']}; run `evaluate` again")
     return nats
 

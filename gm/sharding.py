@@ -186,7 +186,9 @@ def assemble(mesh: Mesh, tree: Any, size: int, axis: int = 0) -> Any:
         shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
-    return split(mesh, tree, axis) if jax.process_count() == 1 else jax.tree.map(of, tree)
+    return (
+        split(mesh, tree, axis) if jax.process_count() == 1 else jax.tree.map(of, tree)
+    )
 
 
 # Within a jitted function; without a mesh of several devices they do nothing.

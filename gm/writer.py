@@ -87,7 +87,12 @@ class Progress:
     """One line that is rewritten on a terminal, plain lines in a pipe."""
 
     def __init__(self, label: str, total: int, start: int = 0, shown: bool = True):
-        self.label, self.total, self._start, self._silent = label, total, start, not shown
+        self.label, self.total, self._start, self._silent = (
+            label,
+            total,
+            start,
+            not shown,
+        )
         self._terminal = sys.stderr.isatty()
         self._begin = time.monotonic()
         self._shown = 0.0

@@ -73,9 +73,7 @@ def unbroken(tmp_path_factory):
 
 @pytest.mark.case(15)
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (1, 1), (4, 1), (2, 4)])
-def test_another_mesh_goes_on(
-    processes, devices, unbroken, tmp_path, record_property
-):
+def test_another_mesh_goes_on(processes, devices, unbroken, tmp_path, record_property):
     """2x4, then another, then 2x4 again."""
     run = tmp_path / "run"
     begun = train_on(elastic(run, 10), 2, 4)
@@ -96,7 +94,9 @@ def test_another_mesh_goes_on(
     assert worst < 1e-5
     if (processes, devices) == (2, 4):
         assert told == unbroken[1]
-    figure = f"2x4 -> {processes}x{devices} -> 2x4: arrays equal, loss within {worst:.1e}"
+    figure = (
+        f"2x4 -> {processes}x{devices} -> 2x4: arrays equal, loss within {worst:.1e}"
+    )
     record_property("figure", figure)
 
 

@@ -44,7 +44,7 @@ FORBIDDEN = re.compile(
 
 def test_no_line_of_ours_runs_what_it_reads():
     files = subprocess.run(
-        ["git", "ls-files", "gm", "experiments", "scripts"],
+        ["git", "ls-files", "gm", "experiments"],
         cwd=REPO, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert len(files) > 100
@@ -105,9 +105,24 @@ HOSTILE = {
     "batches": [[[3, 7]], [[1, 7]] * 2, [[2, 7], [1, "x"]], [[2]], [[2, 7], [-1, 7]]],
     "batch_size": [1 << 40, 0, -1, "2"],
     "cond": [["O", [3], 2], ["<i4", [1 << 40], 2], ["<i4", [3], 99], [], ["<i4"]],
-    "source": [{"shape": [1 << 50]}, {"shape": [-1, -12]}, {"kind": "text"},
-               {"kind": "../x"}, {"key": "../x"}, {"key": "file"}],  # fmt: skip
+    "source": [
+        {"shape": [1 << 50]},
+        {"shape": [-1, -12]},
+        {"kind": "text"},
+        {"kind": "../x"},
+        {"key": "../x"},
+        {"key": "file"},
+    ],  # fmt: skip
 }
+
+
+def refusal(call):
+    """The message of the InputError that it raises, or ""."""
+    try:
+        call()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def packed(changes):
@@ -129,11 +144,11 @@ def test_a_header_with_sound_checksums_is_not_believed(name):
 @QUICK
 def test_any_header_is_read_or_refused_in_one_line(name, value):
     try:
-        unpack(packed({name: value}))
-    except InputError as error:
-        assert "\n" not in str(error)
-    except ValueError as error:
-        assert "JSON" in str(error)  # not finite: `pack` does not write it
+        data = packed({name: value})
+    except ValueError:
+        return  # not finite: no JSON
+    told = refusal(lambda: unpack(data))
+    assert "\n" not in told
 
 
 @given(st.binary(max_size=200), st.integers(0, 60), st.binary(min_size=1, max_size=4))
@@ -166,12 +181,9 @@ ROW = {
 @given(st.sampled_from(sorted(ROW)), JSON)
 @QUICK
 def test_any_row_is_read_or_refused_in_one_line(name, value):
-    try:
-        _check_row(ROW | {name: value}, Path("row.json"))
-    except InputError as error:
-        assert str(error).isprintable()
-    else:
-        assert not isinstance(value, str) or value.isprintable()
+    told = refusal(lambda: _check_row(ROW | {name: value}, Path("row.json")))
+    assert told.isprintable()
+    assert told or not isinstance(value, str) or value.isprintable()
 
 
 def test_names_are_no_escapes_and_no_markup(tmp_path):
@@ -183,9 +195,9 @@ def test_names_are_no_escapes_and_no_markup(tmp_path):
     assert "<script" not in text
     assert "</" not in text
     assert "<= 3" in text
-    name = "[red]x[/blue]"
+    name = "[red]x[bold]"
     (tmp_path / name).mkdir()
-    failed = {"args": [], "done": False, "failed": name}
+    failed = {"args": [], "done": False, "failed": f"{name}[/blue]"}
     (tmp_path / name / "cell.json").write_text(json.dumps(failed))
     from rich.console import Console
 

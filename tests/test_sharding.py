@@ -57,8 +57,9 @@ def test_meshes_train_as_one_device_does(names, steps, record_property):
         np.testing.assert_allclose(one["nats"], several["nats"], rtol=1e-5)
         assert one.get("x") == several.get("x")
         assert one["share"] == found["data:8"]["share"] == 1.0
-        # Not all axes divide by 8, nor by 2.
-        assert found["fsdp:8"]["share"] < found["data:4,fsdp:2"]["share"] < 0.9
+        assert 0.5 <= several["share"] < 0.9  # not all axes divide by 2
+        if "fsdp:8" in found:
+            assert found["fsdp:8"]["share"] < several["share"]
     told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     record_property("figure", f"{steps} steps, relative difference at most {told}")
 
@@ -80,58 +81,81 @@ def test_mesh_is_read(text, sizes):
 def test_any_mesh_is_read_or_refused(text):
     try:
         sizes = sharding.parse_mesh(text)
-    except InputError as error:
-        assert f"--mesh={text}: give data:N" in str(error)
-    else:
-        assert set(sizes) <= set(sharding.AXES)
-        assert all(size > 0 for size in sizes.values())
+    except InputError:
+        return
+    assert set(sizes) <= set(sharding.AXES)
+    assert all(size > 0 for size in sizes.values())
 
 
-@pytest.mark.case(11)
 def test_a_mesh_that_cannot_be(tmp_path):
+    with pytest.raises(
+        InputError, match="--mesh=fsdp:8: 8 devices, there are 1 device"
+    ):
+        sharding.make_mesh({"fsdp": 8})
+    run = tmp_path / "run"
+    outcome = train(run, "--mesh=data:8", "--batch_size=12", env=EIGHT)
+    one_error(outcome, "--batch_size=12", "multiple of the 8 devices")
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_flags_of_meshes_and_processes_that_cannot_be(tmp_path):
     run = tmp_path / "run"
     one_error(train(run, "--mesh=data:8"), "--mesh=data:8: 8 devices", "XLA_FLAGS")
     one_error(train(run, "--mesh=model:2"), "--mesh=model:2", "data:N")
-    outcome = train(run, "--mesh=data:8", "--batch_size=12", env=EIGHT)
-    one_error(outcome, "--batch_size=12", "multiple of the 8 devices")
     outcome = train(run, "--coordinator=here", "--process_id=0")
     one_error(outcome, "--coordinator=here", "HOST:PORT")
     outcome = train(run, "--coordinator=here:1", "--process_id=2", "--num_processes=2")
     one_error(outcome, "--process_id=2", "from 0 to N-1")
+    one_error(train(run, "--distributed"), "--distributed", "--coordinator")
     assert not run.exists()
 
 
+MESH = "--mesh=data:4,fsdp:2"
+SETTINGS = ("--set=width=32", "--num_steps=10", *SMALL[1:])
+
+
+@pytest.fixture(scope="module")
+def trained_on_a_mesh(tmp_path_factory):
+    """(run, the line with the digest of its state)."""
+    run = tmp_path_factory.mktemp("mesh") / "run"
+    status, _, err = train(run, *SETTINGS, MESH, env=EIGHT)
+    assert status == 0, err
+    return run, err.splitlines()[-1]
+
+
 @pytest.mark.case(15)
-def test_launchers_share_a_mesh(tmp_path):
-    """A run goes on, is evaluated, sampled and compressed on other meshes."""
-    run, mesh = tmp_path / "run", "--mesh=data:4,fsdp:2"
-    args = ("--set=width=32", "--schedule=constant", *SMALL)
-    status, _, err = train(run, *args, "--num_steps=10", mesh, env=EIGHT)
+def test_a_run_of_eight_devices_goes_on_with_one(trained_on_a_mesh):
+    run, told = trained_on_a_mesh
+    status, _, err = train(run, *SETTINGS)
     assert status == 0, err
-    saved = err.splitlines()[-1]
-    status, _, err = train(run, *args, "--num_steps=10")
-    assert status == 0, err
-    assert err.splitlines()[-1] == saved  # the same arrays, on one device
-    nats, files = {}, {}
-    for name, flags, env in (("one", (), {}), ("mesh", (mesh,), EIGHT)):
+    assert err.splitlines()[-1] == told
+    assert told.startswith("step 10, state sha256")
+
+
+@pytest.mark.slow
+@pytest.mark.case(16)
+def test_launchers_share_a_mesh(trained_on_a_mesh, tmp_path):
+    """A run is evaluated, sampled and compressed on a mesh as on one device."""
+    run, nats, files = trained_on_a_mesh[0], {}, {}
+    for name, flags, env in (("one", (), {}), ("mesh", (MESH,), EIGHT)):
         status, out, err = launch("evaluate", f"--workdir={run}", *flags, env=env)
         assert status == 0, err
         row = json.loads((run / "results" / "test.json").read_text())
         nats[name] = row["nats"]
         output = tmp_path / f"{name}.png"
         flags = (f"--workdir={run}", f"--output={output}", *flags)
-        flags = (*flags, "--num_samples=12")
-        status, out, err = launch("sample", *flags, env=env)
+        status, out, err = launch("sample", *flags, "--num_samples=12", env=env)
         assert status == 0, err
         files[name] = output.read_bytes()
     assert nats["one"] == pytest.approx(nats["mesh"], rel=1e-5)
     assert files["one"] == files["mesh"]
     packed = tmp_path / "a.gm"
     flags = (f"--workdir={run}", f"--archive={packed}", "--nobaselines")
-    status, out, err = launch("compress", *flags, mesh, env=EIGHT)
+    status, out, err = launch("compress", *flags, MESH, env=EIGHT)
     assert status == 0, err
     flags = (*flags, "--decompress", f"--output={tmp_path / 'x.npy'}")
-    one_error(launch("compress", *flags), f"made on {mesh[7:]}", f"give {mesh}")
-    status, out, err = launch("compress", *flags, mesh, env=EIGHT)
+    one_error(launch("compress", *flags), f"made on {MESH[7:]}", f"give {MESH}")
+    status, out, err = launch("compress", *flags, MESH, env=EIGHT)
     assert status == 0, err
     assert "397 examples, sha256" in out

@@ -130,7 +130,9 @@ def parents(pid):
     """A process of a job and all above it up to Slurm's step daemon."""
     while pid > 1:
         with open(f"/proc/{pid}/stat") as file:
-            name, rest = re.fullmatch(r"\d+ \((.*)\) (.*)", file.read().strip()).groups()
+            name, rest = re.fullmatch(
+                r"\d+ \((.*)\) (.*)", file.read().strip()
+            ).groups()
         if name.startswith(("slurmd", "pytest")):
             return
         yield pid

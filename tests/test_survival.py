@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from launch import REPO, SMALL, launch, start, train
 
+from experiments.cell import Cell, read_state
 from gm.checkpoint import Checkpoints
 from gm.config import RunConfig
 from gm.errors import InputError
-from gm.rundir import RunDirectory
+from gm.rundir import RunDirectory, read_json
 from gm.writer import read_metrics
 
 SLOW = pytest.mark.slow
@@ -24,9 +25,9 @@ SLOW = pytest.mark.slow
 FORKING = """
 import os, random, signal, sys, time
 from pathlib import Path
-{imports}
 
 root, kills, least, most = Path(sys.argv[1]), *map(float, sys.argv[2:])
+{imports}
 generator = random.Random(0)
 
 def work():
@@ -50,9 +51,8 @@ for _ in range(int(kills)):
 
 def killed_often(root, kills, least, most, *, imports, work, check):
     """Runs `work` and kills it, over and over; after each kill `check`s."""
-    indented = {k: v.strip().replace("\n", "\n    ") for k, v in
-                {"work": work, "check": check}.items()}  # fmt: skip
-    code = FORKING.format(imports=imports.strip(), **indented)
+    work, check = (text.strip().replace("\n", "\n    ") for text in (work, check))
+    code = FORKING.format(imports=imports.strip(), work=work, check=check)
     args = [sys.executable, "-c", code, str(root), *map(str, (kills, least, most))]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(args, cwd=REPO, env=env, capture_output=True, text=True)
@@ -66,11 +66,12 @@ def test_killed_while_it_writes_rows_and_results(tmp_path, record_property):
         50,
         0.001,
         0.03,
-        imports="import json\n"
-        "from gm.rundir import write_json\n"
-        "from gm.writer import Metrics, read_metrics\n"
-        "metrics, result = root / 'metrics.jsonl', root / 'results' / 'test.json'"
-        .replace("root", "Path(sys.argv[1])"),
+        imports="""
+import json
+from gm.rundir import write_json
+from gm.writer import Metrics, read_metrics
+metrics, result = root / "metrics.jsonl", root / "results" / "test.json"
+""",
         work="""
 last = max([0] + [row["step"] for row in read_metrics(metrics)])
 last -= last % 5  # as if every fifth step had a checkpoint
@@ -88,7 +89,7 @@ if result.exists():
     values = json.loads(result.read_text())
     assert len(values) == 2000 and len(set(values)) == 1
 """,
-    )  # fmt: skip
+    )
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["value"] for row in rows] == [(i + 1) / 7 for i in range(len(rows))]
     assert len(rows) > 50
@@ -205,30 +206,33 @@ launcher.run(evaluate.main)
 
 
 @pytest.mark.case(23)
-def test_a_killed_evaluator_starts_again(tmp_path):
+def test_a_killed_evaluator_starts_again(tmp_path, record_property):
+    from experiments.evaluate import evaluate_run
+
     run = tmp_path / "run"
     status, _, err = train(run, "--set=width=8", *SMALL, model="vae")
     assert status == 0, err
-    flags = [f"--workdir={run}", "--batch_size=40"]
-    code = [sys.executable, "-c", EVALUATE, *flags]
-    assert subprocess.run(code, cwd=REPO).returncode == -signal.SIGKILL
+    code = [sys.executable, "-c", EVALUATE, f"--workdir={run}", "--batch_size=40"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    assert subprocess.run(code, cwd=REPO, env=env).returncode == -signal.SIGKILL
     assert not (run / "results").exists()
     rows = []
     for _ in range(2):
-        status, _, err = launch("evaluate", *flags)
-        assert status == 0, err
+        evaluate_run(str(run), split="test", batch_size=40)
         row = json.loads((run / "results" / "test.json").read_text())
         nats = np.load(run / "results" / "test.nats.npy")
         rows.append((row["nats"], nats.tobytes()))
         assert len(nats) == row["num_examples"] == 397
     assert rows[0] == rows[1]
+    record_property("figure", f"killed after 200 of 397 examples; then {row['nats']!r}")
 
 
 @pytest.mark.case(18)
 def test_a_killed_sweep_goes_on(tmp_path):
     flags = ("--models=made", "--set=made.width=8,12", "--jobs=2", "--num_steps=4000",
              "--steps_per_dispatch=20", "--save_every=20", "--valid_every=4000",
-             "--num_valid_examples=50", "--batch_size=16", f"--workdir={tmp_path}")  # fmt: skip
+             "--num_valid_examples=50", "--batch_size=16",
+             f"--workdir={tmp_path}")  # fmt: skip
     process = start("sweep", *flags)
     cells = [tmp_path / f"digits_made_width={w}_s0" for w in (8, 12)]
     latest = [cell / "checkpoints" / "latest" for cell in cells]
@@ -247,6 +251,9 @@ def test_a_killed_sweep_goes_on(tmp_path):
     for cell in cells:
         assert [r["step"] for r in read_metrics(cell / "metrics.jsonl")][-1] == 4000
         assert (cell / "results" / "test.json").exists()
-    status, out, _ = launch("sweep", *flags)
-    assert status == 0
-    assert out.count("skipped: finished before") == 2
+    states = [read_state(cell) for cell in cells]
+    assert [s.word for s in states] == ["done"] * 2
+    assert all("bits/dim (test)" in s.told for s in states)
+    assert [Cell(c, tuple(read_json(c / "cell.json")["args"]))() for c in cells] == [
+        "skipped: finished before"
+    ] * 2
