@@ -65,7 +65,7 @@ def main(steps, names):
         model = build(name, dataset, load_model(name).TINY)
         found = {}
         for text, options in MESHES.items():
-            if steps < 10 and text not in ("data:1", "data:8", "data:4,fsdp:2"):
+            if steps < 10 and text not in ("data:1", "data:4,fsdp:2"):
                 continue
             mesh, state, bpd, share = train(model, dataset, text, steps, **options)
             entry = {"bpd": bpd, "share": share}

@@ -43,7 +43,7 @@ def worst_difference(found):
 @pytest.mark.parametrize(
     ("names", "steps"),
     [
-        (("made", "vae"), 4),
+        (("made",), 4),
         *(pytest.param((n,), 20, marks=pytest.mark.slow) for n in model_names()),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
@@ -56,10 +56,11 @@ def test_meshes_train_as_one_device_does(names, steps, record_property):
         one, several = found["data:1"], found["data:4,fsdp:2"]
         np.testing.assert_allclose(one["nats"], several["nats"], rtol=1e-5)
         assert one.get("x") == several.get("x")
-        assert one["share"] == found["data:8"]["share"] == 1.0
+        assert one["share"] == 1.0
         assert 0.5 <= several["share"] < 0.9  # not all axes divide by 2
         if "fsdp:8" in found:
             assert found["fsdp:8"]["share"] < several["share"]
+            assert found["data:8"]["share"] == 1.0
     told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     record_property("figure", f"{steps} steps, relative difference at most {told}")
 
