@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["gm*", "experiments*"]),
-    package_data={"experiments": ["published.json"]},
+    package_data={"experiments": ["published.json", "accelerators.json"]},
     # Named as its module, so that `-p gm.pytest_plugin` does not register it twice.
     entry_points={"pytest11": ["gm.pytest_plugin = gm.pytest_plugin"]},
     install_requires=[
@@ -34,6 +34,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "tf": ["tensorflow-cpu>=2.21"],  # only to prepare stock TFDS data sets
         "images": ["scikit-image>=0.25"],  # carries the photographs of --dataset=photos
+        "slurm": ["submitit>=1.5.3"],  # arrays of jobs, requeued with their state
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores

@@ -35,22 +35,24 @@ def _published(row):
 def _print_tables(rows):
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from gm.tables import make_tables, pivot
 
     console = Console(width=None if sys.stdout.isatty() else 240)
 
     def show(title, header, lines):
-        table = Table(title=title, title_justify="left")
+        # As Text: a name that a row brings along is never markup.
+        table = Table(title=Text(title), title_justify="left")
         for name in header:
             left = "model" in name or name in _LEFT
             table.add_column(
-                name,
+                Text(name),
                 justify="left" if left else "right",
                 no_wrap=name not in ("run", "source"),
             )
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         console.print(table)
 
     tables = make_tables(rows)
@@ -65,7 +67,8 @@ def _print_tables(rows):
         if lines:
             show(f"published, {table.title}", header, lines)
         elif FLAGS.published:
-            console.print(f"{table.title}: no published number of this protocol")
+            told = f"{table.title}: no published number of this protocol"
+            console.print(told, markup=False, highlight=False)
 
 
 def main(argv: list[str]) -> int:

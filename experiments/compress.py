@@ -31,10 +31,11 @@ flags.DEFINE_integer("batch_size", None, "examples at a time (default: the codec
 flags.DEFINE_integer("seed", 0, "of the random bits that bits-back begins with")
 flags.DEFINE_bool("baselines", True, "measure PNG, WebP, zlib and lzma too")
 launcher.define_data_dir()
+launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
 
-def _measured_nats(found: Any, x: Any, cond: Any) -> float:
+def _measured_nats(found: Any, x: Any, cond: Any, mesh: Any) -> float:
     """The mean of one draw per example; x of any type and byte order."""
     import numpy as np
 
@@ -44,11 +45,12 @@ def _measured_nats(found: Any, x: Any, cond: Any) -> float:
     if found.model.cond and found.model.cond.kind == "class":
         cond = cond.astype(np.int32)
     split = ArraySplit(x.astype(np.int32), cond)
-    nats, _ = evaluate_nats(found.model, found.params, split, np.arange(len(x)))
+    order = np.arange(len(x))
+    nats, _ = evaluate_nats(found.model, found.params, split, order, mesh=mesh)
     return float(nats.mean())
 
 
-def _compress(found: Any) -> None:
+def _compress(found: Any, mesh: Any) -> None:
     """Writes the archive and prints what it took."""
     import numpy as np
 
@@ -82,13 +84,14 @@ def _compress(found: Any) -> None:
         seed=FLAGS.seed,
         source=whole.source,
         progress=lambda done, mean: progress.update(done, f"{mean:.1f} bits each"),
+        mesh=mesh,
     )
     seconds = time.monotonic() - begin
     progress.close()
     if row and row["num_importance_samples"] == 1:
         nats = row["nats"]
     else:  # bits-back pays for one draw of the bound: a row of several does not compare
-        nats = _measured_nats(found, whole.x, whole.cond)
+        nats = _measured_nats(found, whole.x, whole.cond, mesh)
     write_whole(Path(FLAGS.archive), data)
     _report(found, whole.x, name, data, nats, row, seconds)
 
@@ -131,7 +134,7 @@ def _report(found, x, name, data, nats, row, seconds):
     print(f"  {seconds:.1f} s with compilation: {speed}, batches of {batch}")
 
 
-def _decompress(found: Any) -> None:
+def _decompress(found: Any, mesh: Any) -> None:
     """Writes what the archive holds."""
     from gm import codec
     from gm.data.whole import check_suffix, write_again
@@ -159,6 +162,7 @@ def _decompress(found: Any) -> None:
         data,
         where=str(archive),
         progress=lambda done, mean: progress.update(done, f"{mean:.1f} bits each"),
+        mesh=mesh,
     )
     seconds = time.monotonic() - begin
     progress.close()
@@ -206,8 +210,9 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{target}: is a folder; give the name of a file")
     from gm import trained
 
+    mesh = launcher.make_mesh()
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
-    (_decompress if FLAGS.decompress else _compress)(found)
+    (_decompress if FLAGS.decompress else _compress)(found, mesh)
 
 
 if __name__ == "__main__":

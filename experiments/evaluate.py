@@ -6,6 +6,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -40,6 +41,7 @@ def define_flags() -> None:
         "set", [], "field=value that changes how the number is computed, not the model"
     )
     launcher.define_data_dir()
+    launcher.define_mesh_flags(processes=True)
     flags.adopt_module_key_flags(launcher)
 
 
@@ -90,11 +92,13 @@ def evaluate_run(
     dataset: str | None = None,
     data_dir: str | None = None,
     fields: Sequence[str] = (),
+    mesh: Any = None,
 ) -> None:
     """Evaluates and writes results/<split>.json and .nats.npy; prints the number."""
     from gm import evaluate, gap, tables, trained
     from gm.data import Fresh
     from gm.results import below_floor, unit_name
+    from gm.sharding import is_primary
     from gm.writer import Progress
 
     if not 0 <= seed < 2**31:
@@ -108,7 +112,8 @@ def evaluate_run(
     data = _load_dataset(found, dataset, data_dir)
     examples = data.split(split)
     total = 0 if isinstance(examples, Fresh) else len(examples)
-    progress = Progress(f"evaluating {found.run.path.name}", total)
+    label = f"evaluating {found.run.path.name}"
+    progress = Progress(label, total, shown=is_primary())
     row, nats = evaluate.evaluate(
         found.model,
         found.params,
@@ -120,8 +125,11 @@ def evaluate_run(
         batch_size=batch_size,
         seed=seed,
         progress=lambda done, mean: progress.update(done, f"{mean:.3f} nats"),
+        mesh=mesh,
     )
     progress.close()
+    if not is_primary():
+        return
     if num_samples and data.support:
         cond = examples.batch(np.arange(len(examples)))[1] if found.model.cond else None
         row["samples"] = gap.check_samples(
@@ -174,6 +182,7 @@ def main(argv: list[str]) -> None:
         dataset=FLAGS.dataset,
         data_dir=FLAGS.data_dir,
         fields=FLAGS.set,
+        mesh=launcher.make_mesh(),
     )
 
 

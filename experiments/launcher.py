@@ -22,6 +22,7 @@ def define_train_flags() -> None:
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
+        bool: flags.DEFINE_bool,
     }
     for field in dataclasses.fields(TrainConfig):
         define[field.type](field.name, field.default, field.metadata["help"])
@@ -45,6 +46,65 @@ def define_data_dir() -> None:
         os.environ.get("GM_DATA_DIR"),
         "where raw archives or prepared data sets lie (default: $GM_DATA_DIR)",
     )
+
+
+def define_mesh_flags(*, processes: bool = False) -> None:
+    """Defines --mesh and, where several processes can share the work, how they meet."""
+    flags.DEFINE_string(
+        "mesh", None, "devices: data:N, fsdp:M or both (default: all along data)"
+    )
+    if not processes:
+        return
+    flags.DEFINE_bool(
+        "distributed", False, "one of several processes, which Slurm or a pod started"
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, where nothing else tells it"
+    )
+    flags.DEFINE_integer("num_processes", None, "with --coordinator")
+    flags.DEFINE_integer("process_id", None, "with --coordinator; from 0")
+
+
+def make_mesh() -> Any:
+    """The mesh of --mesh, or None; joins the other processes first, where there are any.
+
+    Raises:
+      InputError: a mesh or a group of processes that cannot be.
+    """
+    if "distributed" in FLAGS and (FLAGS.distributed or FLAGS.coordinator):
+        _join()
+    if FLAGS.mesh is None:
+        return None
+    from gm import sharding
+
+    return sharding.make_mesh(sharding.parse_mesh(FLAGS.mesh))
+
+
+def _join():
+    """Becomes one of several processes; all but the first speak no more."""
+    count, number = FLAGS.num_processes, FLAGS.process_id
+    address = FLAGS.coordinator
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(f"--coordinator={address}: give HOST:PORT of process 0")
+        if not count or number is None or not 0 <= number < count:
+            raise InputError(
+                f"--process_id={number}: with --coordinator give --num_processes=N from "
+                "1, and --process_id from 0 to N-1"
+            )
+    import jax
+
+    try:
+        jax.distributed.initialize(address, count, number)
+    except (ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--distributed: the processes did not meet ({told}); start them with srun, "
+            "or give --coordinator, --num_processes and --process_id"
+        ) from None
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")
 
 
 def train_config() -> TrainConfig:
@@ -108,11 +168,15 @@ def apply_preset(values: dict[str, Any]) -> None:
             FLAGS[name].value = value
 
 
-def run_config() -> RunConfig:
-    """RunConfig from the flags; the settings are checked against the model."""
+def run_config(*required: str) -> RunConfig:
+    """RunConfig from the flags; the settings are checked against the model.
+
+    Args:
+      required: flags without a default; by default --model, --dataset, --workdir.
+    """
     from gm.model import load_model, parse_settings
 
-    for name in ("model", "dataset", "workdir"):
+    for name in required or ("model", "dataset", "workdir"):
         if not getattr(FLAGS, name):
             raise InputError(f"--{name} is required; see --help")
     settings = parse_settings(load_model(FLAGS.model).Model, parse_set(FLAGS.set))

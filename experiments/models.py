@@ -162,17 +162,41 @@ def _short(count: int) -> str:
     return str(count)
 
 
+def described(
+    name: str, resolution: int | None = None, data_dir: str | None = None
+) -> Any:
+    """A data set without its data, from the table; one that is not there is loaded.
+
+    Raises:
+      InputError: no such data set.
+    """
+    import numpy as np
+
+    from gm import data
+    from gm.spec import CondSpec
+
+    entry = data.DATASETS.get(name)
+    if entry is None:
+        return data.load(name, resolution=resolution, data_dir=data_dir)
+    side = str(resolution or _RESOLUTION.get(name))
+    sizes = entry.shape.replace("R", side).split("x")
+    if resolution and len(sizes) == 3:
+        sizes[:2] = side, side
+    shape = tuple(map(int, sizes))
+    kind, _, size = entry.cond.partition(":")
+    cond = CondSpec("class", int(size)) if kind == "class" else None
+    none = data.ArraySplit(np.zeros((0, *shape), np.uint8))
+    return data.Dataset(name, shape, entry.num_values, "dim", none, none, none, cond)
+
+
 def _preset_params(name: str) -> int:
     """Parameters of a preset; its data set is not loaded."""
-    from gm import data
     from gm.model import load_model
 
     given = PRESETS[name]["flags"]
-    entry = data.DATASETS[given["dataset"]]
-    side = given.get("resolution", _RESOLUTION.get(given["dataset"]))
-    shape = tuple(int(n) for n in entry.shape.replace("R", str(side)).split("x"))
-    cls = load_model(given["model"]).Model
-    return num_params(cls(shape=shape, num_values=entry.num_values, **given["set"]))
+    data = described(given["dataset"], given.get("resolution"))
+    shape = dict(shape=data.shape, num_values=data.num_values)
+    return num_params(load_model(given["model"]).Model(**shape, **given["set"]))
 
 
 def table() -> tuple[list[str], list[list[str]]]:

@@ -42,6 +42,8 @@ flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 flags.DEFINE_multi_string(
     "set", [], "field=value that changes how is drawn, such as inversion=jacobi"
 )
+launcher.define_mesh_flags()
+flags.adopt_module_key_flags(launcher)
 
 # What leaves the model, and where it does not.
 _OUTSIDE = {"temperature": 1.0, "top_p": 1.0, "guidance": 0.0}
@@ -178,6 +180,7 @@ def main(argv: list[str]) -> None:
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
 
+    mesh = launcher.make_mesh()
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     found = launcher.with_fields(found, FLAGS.set)
     model = found.model
@@ -197,6 +200,7 @@ def main(argv: list[str]) -> None:
         prefix=prefix,
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
+        mesh=mesh,
         **options,
     ):
         x = np.concatenate([x, part])

@@ -5,9 +5,12 @@
 
 Commas in --set separate the values to sweep; `model.field=...` is for that model alone.
 Finished cells are skipped, started ones resumed; a failing cell does not stop the others.
-Every other flag of `train` is passed on.
+Every other flag of `train` is passed on. With --launcher=slurm the cells are an array of
+Slurm jobs; --status tells from anywhere how far they are.
 """
 
+import contextlib
+import hashlib
 import itertools
 import os
 import signal
@@ -20,8 +23,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launcher
+from experiments.cell import Cell
 from gm.errors import InputError, did_you_mean
-from gm.rundir import read_json, write_json
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["made", "transformer", "realnvp", "vae"], "names")
@@ -34,13 +37,20 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool("dry_run", False, "print the cells, parameters, FLOPs and memory")
 flags.DEFINE_integer("jobs", 1, "cells at a time; the cores are shared out among them")
+flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "where the cells run")
+flags.DEFINE_multi_string(
+    "slurm", [], "option=value of sbatch, such as partition=gpu; may be repeated"
+)
+flags.DEFINE_bool("status", False, "show how far the cells of --workdir are")
 flags.DEFINE_enum("evaluate", "test", ["train", "valid", "test"], "split to evaluate")
 flags.DEFINE_integer("num_importance_samples", 1, "for models that are bounds")
 launcher.define_run_flags()
 launcher.define_train_flags()
+launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
 _OWN = ("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs")
+_OWN += ("launcher", "slurm", "status")
 _BY_CELL = ("workdir", "resolution", "seed", "set")
 
 
@@ -77,8 +87,12 @@ def _choices(models: list[str]) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-=." else "_" for c in text).strip(".")
+def cell_name(parts: list[str]) -> str:
+    """The name of a cell's directory: no path, and not too long for a file system."""
+    name = "_".join(launcher.safe_name(p).strip(".") for p in parts)
+    if len(name.encode()) > 200:
+        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
 
 
 def cells() -> dict[str, list[str]]:
@@ -126,43 +140,19 @@ def cells() -> dict[str, list[str]]:
             given = _passed_on()
             if not any(a.startswith("--evaluate=") for a in given):
                 args.append(f"--evaluate={FLAGS.evaluate}")
-            named["_".join(_safe(p) for p in parts)] = args + given
+            named[cell_name(parts)] = args + given
     return named
 
 
-def _run_cell(path: Path, args: list[str], running: list[subprocess.Popen]) -> str:
-    """Trains and evaluates one cell in a process of its own; returns its outcome."""
-    record = path / "cell.json"
-    if record.exists():
-        before = read_json(record)
-        changed = set(before["args"]) ^ set(args)
-        if changed:
-            return f"failed: {path} holds a run of other flags: {', '.join(changed)}"
-        if before["done"]:
-            return "skipped: finished before"
-    write_json(record, {"args": args, "done": False})
-    command = [sys.executable, "-m", "experiments.train", f"--workdir={path}", *args]
-    with open(path / "log.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        running.append(process)
-        status = process.wait()
-        running.remove(process)
-    if status == 0:
-        write_json(record, {"args": args, "done": True})
-        return "done"
-    tail = (path / "log.txt").read_text().strip().splitlines()[-1:]
-    return f"failed with status {status}: {tail[0] if tail else ''}"
-
-
-def _run_all(named: dict[str, list[str]]) -> int:
+def _run_all(cells: list[Cell]) -> int:
     """Runs the cells, some at a time; returns how many failed."""
-    root, waiting = Path(FLAGS.workdir), list(named.items())
-    count, done, failed, lock = len(named), 0, [], threading.Lock()
+    waiting = list(cells)
+    count, done, failed, lock = len(cells), 0, [], threading.Lock()
     running: list[subprocess.Popen] = []
 
     def stop(number, frame):
         waiting.clear()
-        for process in list(running):  # each saves, and is resumed by the next sweep
+        for process in running:  # each saves, and is resumed by the next sweep
             process.terminate()
 
     signal.signal(signal.SIGTERM, stop)
@@ -177,20 +167,21 @@ def _run_all(named: dict[str, list[str]]) -> int:
             with lock:
                 if not waiting:
                     return
-                name, args = waiting.pop(0)
+                cell = waiting.pop(0)
             begin = time.monotonic()
             try:
-                outcome = _run_cell(root / name, args, running)
+                outcome = cell(running.append)
             except (InputError, OSError) as error:
                 outcome = f"failed: {error}"
             with lock:
                 done += 1
                 seconds = time.monotonic() - begin
                 print(
-                    f"[{done}/{count}] {name}: {outcome} ({seconds:.0f} s)", flush=True
+                    f"[{done}/{count}] {cell.path.name}: {outcome} ({seconds:.0f} s)",
+                    flush=True,
                 )
-                if outcome.startswith("failed"):
-                    failed.append(name)
+                if outcome.startswith(("failed", "stopped")):
+                    failed.append(cell.path.name)
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(FLAGS.jobs)]
     for worker in workers:
@@ -204,7 +195,7 @@ def _run_all(named: dict[str, list[str]]) -> int:
     if failed:
         print(
             f"{len(failed)} of {count} cells failed: {', '.join(failed)}; "
-            f"see log.txt in each under {root}",
+            f"see log.txt in each under {FLAGS.workdir}",
             file=sys.stderr,
         )
     return len(failed)
@@ -237,19 +228,35 @@ def main(argv: list[str]) -> int:
     launcher.refuse_arguments(argv)
     if not FLAGS.workdir:
         raise InputError("--workdir is required: a directory for the cells")
+    if FLAGS.status:
+        from experiments import status
+
+        states = status.watch(Path(FLAGS.workdir))
+        return 1 if any(state.word == "failed" for state in states) else 0
     if FLAGS.jobs < 1:
         raise InputError(f"--jobs={FLAGS.jobs}: give 1 or more")
+    if FLAGS.slurm and FLAGS.launcher != "slurm":
+        raise InputError(f"--slurm={FLAGS.slurm[0]}: give --launcher=slurm too")
     launcher.train_config()
     named = cells()
     if FLAGS.dry_run:
         return 1 if _dry_run(named) else 0
+    root = Path(FLAGS.workdir).absolute()
+    todo = [Cell(root / name, tuple(args)) for name, args in named.items()]
     try:
-        Path(FLAGS.workdir).mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"--workdir={FLAGS.workdir}: cannot be written ({error.strerror})"
         ) from None
-    return 1 if _run_all(named) else 0
+    if FLAGS.launcher == "slurm":
+        from experiments import slurm
+
+        return 1 if slurm.run(root, todo, FLAGS.jobs, FLAGS.slurm) else 0
+    for cell in todo:  # so that --status knows of all from the beginning
+        with contextlib.suppress(InputError):
+            cell.enter()
+    return 1 if _run_all(todo) else 0
 
 
 if __name__ == "__main__":

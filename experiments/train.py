@@ -31,13 +31,14 @@ flags.DEFINE_integer("num_importance_samples", 1, "with --evaluate")
 flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs and memory; do not train")
 launcher.define_run_flags()
 launcher.define_train_flags()
+launcher.define_mesh_flags(processes=True)
 flags.adopt_module_key_flags(launcher)
 
 STOPPED = 83  # exit status after SIGTERM with the state saved
 
 
 def _configure():
-    """(config, dataset, model): what can be wrong with the flags is found here."""
+    """(config, dataset, model, mesh): what can be wrong with the flags is found here."""
     from gm import data
     from gm.evaluate import check_importance_samples
     from gm.feed import check_feed
@@ -48,6 +49,7 @@ def _configure():
 
         launcher.apply_preset(presets.find(FLAGS.preset)["flags"])
     config = launcher.run_config()
+    mesh = launcher.make_mesh()
     dataset = data.load(
         config.dataset, resolution=config.resolution, data_dir=config.data_dir
     )
@@ -71,7 +73,7 @@ def _configure():
         conditional=config.conditional,
         precision=config.precision,
     )
-    check_feed(dataset, config.train)
+    check_feed(dataset, config.train, mesh)
     check_importance_samples(model, config.train.valid_samples, "valid_samples")
     if FLAGS.evaluate:
         check_importance_samples(model, FLAGS.num_importance_samples)
@@ -80,10 +82,10 @@ def _configure():
             f"--evaluate={FLAGS.evaluate}: {dataset.name} draws it anew at each step; "
             "give valid or test"
         )
-    return config, dataset, model
+    return config, dataset, model, mesh
 
 
-def _dry_run(config, dataset, model):
+def _dry_run(config, dataset, model, mesh):
     """Prints what XLA says of a dispatch, from shapes alone."""
     import jax
 
@@ -92,7 +94,7 @@ def _dry_run(config, dataset, model):
     from gm.model import init_params
     from gm.train import step_flops
 
-    lowered = lower_steps(model, dataset, config.train)
+    lowered = lower_steps(model, dataset, config.train, mesh)
     memory = lowered.compile().memory_analysis()
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
@@ -103,11 +105,10 @@ def _dry_run(config, dataset, model):
     )
 
 
-def _prepare(config, dataset, model):
-    """Opens the run directory and restores; nothing is compiled before this."""
+def _open_run(config, dataset):
+    """The run directory: locked, writable, and of this configuration."""
     from gm import data
     from gm.config import TrainConfig
-    from gm.fit import Trainer
     from gm.rundir import RunDirectory
     from gm.trained import describe
 
@@ -119,7 +120,18 @@ def _prepare(config, dataset, model):
     described = describe(dataset, config.conditional) | {"valid_sha256": valid_sha256}
     defaults = dataclasses.asdict(TrainConfig())
     run.claim(config.to_json() | {"data": described}, may_change, defaults)
-    return Trainer(model, dataset, config.train, run)
+    return run
+
+
+def _prepare(config, dataset, model, mesh):
+    """A trainer of the run, restored; nothing is compiled before this."""
+    from gm.fit import Trainer
+    from gm.rundir import RunDirectory
+    from gm.sharding import agree, is_primary
+
+    run = _open_run(config, dataset) if is_primary() else RunDirectory(FLAGS.workdir)
+    agree(True)  # the others wait until the directory is there
+    return Trainer(model, dataset, config.train, run, mesh)
 
 
 def main(argv: list[str]) -> int:
@@ -129,6 +141,8 @@ def main(argv: list[str]) -> int:
     if FLAGS.dry_run:
         _dry_run(*configured)
         return 0
+    from gm.sharding import is_primary
+
     trainer = _prepare(*configured)
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -140,12 +154,12 @@ def main(argv: list[str]) -> int:
         trainer.close()
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-    print(f"step {trainer.step}, state sha256 {digest}", file=sys.stderr)
+    if is_primary():
+        print(f"step {trainer.step}, state sha256 {digest}", file=sys.stderr)
     if not ended:
-        print(
-            "stopped and saved; start the same command again to resume", file=sys.stderr
-        )
-        return 130 if received[0] == signal.SIGINT else STOPPED
+        told = "stopped and saved; start the same command again to resume"
+        print(told, file=sys.stderr)
+        return 130 if received[:1] == [signal.SIGINT] else STOPPED
     if FLAGS.evaluate:
         from experiments.evaluate import evaluate_run
 
@@ -154,6 +168,7 @@ def main(argv: list[str]) -> int:
             split=FLAGS.evaluate,
             num_importance_samples=FLAGS.num_importance_samples,
             data_dir=FLAGS.data_dir,
+            mesh=configured[-1],
         )
     return 0
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gm import sharding
 from gm.errors import InputError
 
 _NOT_DAMAGE = (errno.EACCES, errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
@@ -52,7 +53,7 @@ def leaf_digests(flat: Mapping[str, Any]) -> dict[str, str]:
     """sha256 of every leaf's type, shape and bytes."""
     digests = {}
     for name, leaf in flat.items():
-        leaf = np.asarray(leaf)
+        leaf = np.asarray(sharding.fetch(leaf))
         head = f"{leaf.dtype}{leaf.shape}".encode()
         digests[name] = hashlib.sha256(head + leaf.tobytes()).hexdigest()
     return digests
@@ -71,7 +72,11 @@ def _meta_digest(meta):
 
 
 class Checkpoints:
-    """The checkpoints of a run under one directory, newest last."""
+    """The checkpoints of a run under one directory, newest last.
+
+    Of several processes all call each method; process 0 alone writes, and whole arrays,
+    so that any mesh and number of processes can go on from there. All read the directory.
+    """
 
     def __init__(self, directory: Path, keep: int | None = 3, writable: bool = True):
         """Opens (and creates) the directory.
@@ -82,17 +87,27 @@ class Checkpoints:
           writable: False: nothing is changed, since a training run may be writing here.
         """
         self.directory = Path(directory).absolute()
-        self.writable = writable
+        self.writable = writable = writable and sharding.is_primary()
         self._saving: int | None = None
+        here = jax.process_index()
+        # Each process by itself: Orbax would have all of them write together.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here,
+            active_processes={here} if jax.process_count() > 1 else None,
+        )
         options = ocp.CheckpointManagerOptions(
             read_only=not writable,
             max_to_keep=keep if writable else None,
-            create=writable,
+            create=False,
             cleanup_tmp_directories=writable,
             # Asynchronous creation hangs at exit where the disk is read-only.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            multiprocessing_options=alone,
         )
         try:
+            if writable:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            sharding.agree(True)  # the others find the directory
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise InputError(
@@ -106,9 +121,11 @@ class Checkpoints:
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
         """Starts writing a step in the background; an existing step is left alone."""
         self.wait()  # so that a failure is told of the step that it happened in
-        if step in self.steps():
+        if sharding.agree(step in self.steps()):
             return
-        flat = jax.device_get(flatten(tree))
+        flat = sharding.fetch(flatten(tree))
+        if not self.writable:
+            return
         meta = dict(meta, digests=leaf_digests(flat))
         meta["sha256"] = _meta_digest(meta)
         args = ocp.args.Composite(
@@ -127,7 +144,7 @@ class Checkpoints:
 
     def delete_from(self, step: int) -> None:
         """Deletes the given step and later ones."""
-        for later in [s for s in self.steps() if s >= step]:
+        for later in [s for s in self.steps() if s >= step and self.writable]:
             self.wait()
             self._manager.delete(later)
 
@@ -213,6 +230,15 @@ class Checkpoints:
           InputError: the given step is missing or damaged, or the stored arrays have
             other names, shapes or types than `like`.
         """
+        if not sharding.is_primary():  # process 0 has found a sound one
+            step = sharding.agree(-1)
+            self._manager.reload()
+            return None if step < 0 else self._restore(like, step)
+        found = self._restore(like, step)
+        sharding.agree(-1 if found is None else found[0])
+        return found
+
+    def _restore(self, like, step):
         for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
                 flat, meta = self.read(candidate)

@@ -32,6 +32,9 @@ class TrainConfig:
         0.0, "share of examples that come without their condition, for guidance"
     )
     accumulate: int = _flag(1, "parts of a batch whose gradients are averaged")
+    remat: bool = _flag(
+        False, "keep only products and convolutions for the backward pass: less memory"
+    )
     seed: int = _flag(0, "of initial parameters, data order and noise")
     steps_per_dispatch: int = _flag(20, "steps fused into one dispatch to the device")
     log_every: int = _flag(100, "steps between rows of metrics.jsonl")

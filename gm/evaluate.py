@@ -23,7 +23,7 @@ from gm.model import LikelihoodModel, log_prob
 from gm.spec import Estimate
 
 
-@functools.partial(jax.jit, static_argnames=("model", "draws"))
+@functools.partial(jax.jit, static_argnames=("model", "draws", "mesh"))
 def example_log_weights(
     model: LikelihoodModel,
     params: Any,
@@ -32,6 +32,7 @@ def example_log_weights(
     indices: jax.Array,
     key: jax.Array,
     draws: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Log-weights [draws, B] and mean terms, with noise that belongs to the example.
 
@@ -45,7 +46,9 @@ def example_log_weights(
       key: PRNG key.
       draws: K. Each draw is what `log_prob` returns: for WEIGHT models the log of an
         unbiased estimate of P(x).
+      mesh: of several devices that share the batch.
     """
+    params = sharding.gather(mesh, params)
 
     def draw(k):
         def one(x, cond, index):
@@ -58,7 +61,7 @@ def example_log_weights(
 
     # A loop over the draws: the network's memory does not grow with K.
     log_w, terms = jax.lax.map(draw, jnp.arange(draws))
-    return log_w, jax.tree.map(lambda t: t.mean(0), terms)
+    return sharding.gather(mesh, (log_w, jax.tree.map(lambda t: t.mean(0), terms)))
 
 
 def check_importance_samples(
@@ -90,6 +93,7 @@ def evaluate_log_weights(
     batch_size: int = 100,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Log-weights of the examples of a split, each example exactly once.
 
@@ -101,6 +105,7 @@ def evaluate_log_weights(
       batch_size: the last batch is padded and the padding dropped.
       seed: of the noise; the same for every call.
       progress: called with (examples done, mean nats so far).
+      mesh: of the devices that share each batch; None: all of them.
 
     Returns:
       (float64 [K, N] in that order, mean of each term in nats).
@@ -108,20 +113,22 @@ def evaluate_log_weights(
     Raises:
       InputError: a non-finite example (its number is named); none is left out.
     """
-    mesh = sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh()
     batch_size = -(-min(batch_size, len(order)) // mesh.size) * mesh.size
-    key = jax.random.key(seed)
+    rows = sharding.own_rows(mesh, batch_size)
+    params = sharding.place(mesh, params)
+    key = sharding.replicate(mesh, jax.random.key(seed))
     log_w = np.empty((draws, len(order)), np.float64)
     sums: dict[str, float] = {}
     total = 0.0
     for start in range(0, len(order), batch_size):
         stop = min(start + batch_size, len(order))
-        numbers = np.arange(start, start + batch_size) % len(order)
+        numbers = (start + rows) % len(order)
         x, cond = split.batch(order[numbers])
         batch = (x, cond if model.cond else None, numbers.astype(np.int32))
-        batch = sharding.split(mesh, batch)
+        batch = sharding.assemble(mesh, batch, batch_size)
         block, terms = jax.device_get(
-            example_log_weights(model, params, *batch, key, draws)
+            example_log_weights(model, params, *batch, key, draws, mesh)
         )
         log_w[:, start:stop] = block[:, : stop - start]
         log_px = logmeanexp(log_w[:, start:stop])
@@ -207,7 +214,7 @@ def evaluate(
       num_importance_samples: K.
       k_curve: adds the bound at k = 1, 2, 4, ..., K to the row.
       interval: adds bounds from both sides, from `bounds.GROUPS` x K draws.
-      options: batch_size, seed and progress of `evaluate_log_weights`.
+      options: batch_size, seed, progress and mesh of `evaluate_log_weights`.
 
     Returns:
       (row, nats float64 [N]): the part of a result row that this pass determines, and
@@ -275,7 +282,8 @@ def evaluate(
     if k_curve:
         row["k_curve"] = bounds.k_curve(log_w, k)
     if interval:
-        shortfall = _own_sample_shortfall(model, params, split, order, k)
+        mesh = options.get("mesh")
+        shortfall = _own_sample_shortfall(model, params, split, order, k, mesh)
         row["interval_nats"] = bounds.interval(log_w, k, shortfall)
     return row, nats
 
@@ -283,7 +291,7 @@ def evaluate(
 _SAID = {Estimate.EXACT: "exact log-likelihoods", Estimate.ELBO: "a sampled ELBO"}
 
 
-def _own_sample_shortfall(model, params, split, order, k, count=200):
+def _own_sample_shortfall(model, params, split, order, k, mesh, count=200):
     """`bounds.own_sample_shortfall` on samples, with conditions of the split."""
     if not hasattr(model, "sample_joint"):
         return None
@@ -306,6 +314,7 @@ def _own_sample_shortfall(model, params, split, order, k, count=200):
         np.arange(len(x)),
         draws=bounds.GROUPS * k,
         seed=2,
+        mesh=mesh,
     )
     return bounds.own_sample_shortfall(np.asarray(own_log_w, np.float64), log_w, k)
 

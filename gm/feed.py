@@ -58,10 +58,13 @@ class ReadAhead:
         self._thread.shutdown(cancel_futures=True)
 
 
-def check_feed(dataset: Dataset, config: TrainConfig) -> None:
+def check_feed(
+    dataset: Dataset, config: TrainConfig, mesh: jax.sharding.Mesh | None = None
+) -> None:
     """Raises InputError for flags that the train split or the devices do not allow."""
-    size = config.batch_size
-    sharding.check_batch_size(sharding.make_mesh(), size, "batch_size")
+    size, mesh = config.batch_size, mesh or sharding.make_mesh()
+    parts = config.accumulate if mesh.size > 1 else 1
+    sharding.check_batch_size(mesh, size, "batch_size", parts)
     source = dataset.train
     if not isinstance(source, Fresh) and size > len(source):
         raise InputError(
@@ -90,13 +93,14 @@ def make_feed(
     """Chooses how a data set reaches the step.
 
     Fresh data are drawn inside the step from a key; arrays lie on the device and are
-    gathered there by index; what does not fit in memory is streamed.
+    gathered there by index; what does not fit in memory is streamed, and so is all that
+    several processes read, each its own rows.
 
     Raises:
       InputError: a train split smaller than a batch.
     """
     source, size = dataset.train, config.batch_size
-    check_feed(dataset, config)
+    check_feed(dataset, config, mesh)
     # A rollback must not meet the same batches again.
     seed = config.seed + (rollbacks << 32)
     if isinstance(source, Fresh):
@@ -113,7 +117,7 @@ def make_feed(
     def indices(step, count=1):
         return batch_indices(seed, len(source), size, step, count)
 
-    if source.in_memory:
+    if source.in_memory and jax.process_count() == 1:
         data, gather = _resident(source, conditional)
         return Feed(
             sharding.replicate(mesh, data),
@@ -145,6 +149,7 @@ def _stream_feed(
     """Batches read ahead by background threads."""
     from gm.data import stream
 
+    rows = sharding.own_rows(mesh, config.batch_size)
     batches: Iterator | None = None
     position = -1
 
@@ -152,12 +157,12 @@ def _stream_feed(
         nonlocal batches, position
         if batches is None or step != position:
             batches = stream.batches(
-                source, lambda s: indices(s)[0], step, config.num_steps - step
+                source, lambda s: indices(s)[0, rows], step, config.num_steps - step
             )
         parts = [next(batches) for _ in range(count)]
         position = step + count
         x = np.stack([x for x, _ in parts])
         cond = np.stack([c for _, c in parts]) if conditional else None
-        return sharding.split(mesh, (x, cond), axis=1)
+        return sharding.assemble(mesh, (x, cond), config.batch_size, axis=1)
 
     return Feed(None, lambda data, batch: batch, xs)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gm import sharding
@@ -27,14 +26,20 @@ MAX_ROLLBACKS = 3
 
 
 def lower_steps(
-    model: LikelihoodModel, dataset: Dataset, config: TrainConfig
+    model: LikelihoodModel,
+    dataset: Dataset,
+    config: TrainConfig,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> jax.stages.Lowered:
     """Traces a dispatch for a configuration without running anything."""
-    feed = make_feed(dataset, config, model.cond is not None, sharding.make_mesh())
+    mesh = mesh or sharding.make_mesh()
+    feed = make_feed(dataset, config, model.cond is not None, mesh)
     optimizer = make_optimizer(config)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    state = sharding.abstract(mesh, state)
     xs = feed.xs(0, config.steps_per_dispatch)
-    return train_steps.lower(model, optimizer, config, feed.draw, state, feed.data, xs)
+    args = (model, optimizer, config, feed.draw, state, feed.data, xs)
+    return train_steps.lower(*args, mesh=mesh)
 
 
 class Trainer:
@@ -46,16 +51,22 @@ class Trainer:
         dataset: Dataset,
         config: TrainConfig,
         run: RunDirectory,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         """Restores the newest sound checkpoint, or initialises.
+
+        Args:
+          model, dataset, config: what is fitted to what, and how.
+          run: where; of several processes the first one's is locked.
+          mesh: of the devices; None: all of them along `data`.
 
         Raises:
           InputError: a configuration that cannot be run.
         """
         config.check()
-        check_feed(dataset, config)
+        self.mesh = mesh or sharding.make_mesh()
+        check_feed(dataset, config, self.mesh)
         self.model, self.dataset, self.config, self.run = model, dataset, config, run
-        self.mesh = sharding.make_mesh()
         self.optimizer = make_optimizer(config)
         make_feed_args = (dataset, config, model.cond is not None, self.mesh)
         self._make_feed = functools.partial(make_feed, *make_feed_args)
@@ -63,31 +74,30 @@ class Trainer:
         self.best = Checkpoints(run.checkpoints / "best", keep=1)
         self.step, self.seconds, self.best_nats = 0, 0.0, math.inf
         self._valid_text = ""
-        restored = self._restore()
-        if restored is None:
-            # Jitted: eager initialisation dispatches every operation by itself.
-            init = jax.jit(lambda: init_state(model, self.optimizer, config.seed))
-            self.state = sharding.replicate(self.mesh, init())
+        self._init = functools.partial(init_state, model, self.optimizer, config.seed)
+        if self._restore() is None:
+            self.state = sharding.initialize(self.mesh, self._init)
         found = self.best.restore()
         if found is not None:
             self.best_nats = found[2]["valid_nats"]
         _, order = identify(dataset, dataset.valid)
         self._valid_order = order[: config.num_valid_examples]
-        self.feed = self._read_ahead()
-        self.metrics = Metrics(run.metrics, self.step)
+        self.feed = self._read_ahead(int(self.state.rollbacks))
+        self._open_metrics()
         self.flops = 0.0  # of one step; known once it is traced
 
-    def _read_ahead(self):
-        return ReadAhead(self._make_feed(rollbacks=int(self.state.rollbacks)))
+    def _read_ahead(self, rollbacks):
+        return ReadAhead(self._make_feed(rollbacks=rollbacks))
+
+    def _open_metrics(self):
+        primary = sharding.is_primary()
+        self.metrics = Metrics(self.run.metrics, self.step, writable=primary)
 
     def _restore(self):
-        like = jax.eval_shape(
-            lambda: init_state(self.model, self.optimizer, self.config.seed)
-        )
-        restored = self.latest.restore(like)
+        restored = self.latest.restore(jax.eval_shape(self._init))
         if restored is not None:
             self.step, state, meta = restored
-            self.state = sharding.replicate(self.mesh, state)
+            self.state = sharding.place(self.mesh, state)
             self.seconds = meta["train_seconds"]
         return restored
 
@@ -118,6 +128,7 @@ class Trainer:
             self._valid_order,
             batch_size=max(self.config.batch_size, 100),
             num_importance_samples=self.config.valid_samples,
+            mesh=self.mesh,
         )
         mean = float(nats.mean())
         if mean < self.best_nats:
@@ -143,8 +154,9 @@ class Trainer:
         args = (self.model, self.optimizer, self.config, feed.draw)
         args = (*args, self.state, feed.data, xs)
         if not self.flops:
-            self.flops = step_flops(train_steps.lower(*args), self.config)
-        self.state, values = train_steps(*args)
+            lowered = train_steps.lower(*args, mesh=self.mesh)
+            self.flops = step_flops(lowered, self.config)
+        self.state, values = train_steps(*args, mesh=self.mesh)
         if after < self.config.num_steps:  # while the device works
             self.feed.prepare(after, self._count(after))
         values = jax.device_get(values)  # the only wait: once per dispatch
@@ -169,13 +181,12 @@ class Trainer:
             restored = self._restore()
             if restored is not None:
                 rollbacks += 1
-                self.state = self.state.replace(
-                    rollbacks=jnp.full_like(self.state.rollbacks, rollbacks)
-                )
+                count = sharding.replicate(self.mesh, np.int32(rollbacks))
+                self.state = self.state.replace(rollbacks=count)
                 self.feed.close()
-                self.feed = self._read_ahead()
+                self.feed = self._read_ahead(rollbacks)
                 self.metrics.close()
-                self.metrics = Metrics(self.run.metrics, self.step)
+                self._open_metrics()
                 return
         self.latest.wait()
         last = self.latest.steps()[-1:]
@@ -193,14 +204,16 @@ class Trainer:
     def fit(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Trains to the end, or until `should_stop()`; returns whether it ended.
 
-        Either way the state is saved, and the same call resumes it bit for bit.
+        Either way the state is saved, and the same call resumes it bit for bit. Of
+        several processes all stop where any should.
         """
-        config = self.config
-        progress = Progress(self.run.path.name, config.num_steps, self.step)
+        config, primary = self.config, sharding.is_primary()
+        progress = Progress(self.run.path.name, config.num_steps, self.step, primary)
         begin = time.monotonic() - self.seconds
-        if self.step >= config.valid_every and not self.best.steps():
+        validated = sharding.agree(bool(self.best.steps()))
+        if self.step >= config.valid_every and not validated:
             self.validate()  # the best one was damaged: there must be one again
-        while self.step < config.num_steps and not should_stop():
+        while self.step < config.num_steps and not sharding.any_of(should_stop()):
             start, waited = self.step, self.feed.waited
             count = self._count(start)
             values, finite = self._advance(count)

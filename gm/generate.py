@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gm import sharding
 from gm.errors import InputError, did_you_mean
 from gm.model import LikelihoodModel
 from gm.spec import CondSpec
@@ -25,8 +26,10 @@ def sampling_options(model: LikelihoodModel) -> set[str]:
     return set(inspect.signature(type(model).sample).parameters)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "options"))
-def _draw(model, params, key, numbers, cond, prefix, options):
+@functools.partial(jax.jit, static_argnames=("model", "options", "mesh"))
+def _draw(model, params, key, numbers, cond, prefix, options, mesh):
+    params = sharding.gather(mesh, params)
+
     def one(number, cond, prefix):
         given: dict[str, Any] = dict(options)
         if prefix is not None:
@@ -38,7 +41,7 @@ def _draw(model, params, key, numbers, cond, prefix, options):
         )
         return x[0]
 
-    return jax.vmap(one)(numbers, cond, prefix)
+    return sharding.gather(mesh, jax.vmap(one)(numbers, cond, prefix))
 
 
 def draw_batches(
@@ -51,6 +54,7 @@ def draw_batches(
     prefix: np.ndarray | None = None,
     batch_size: int = 250,
     seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
     **options: float,
 ) -> Iterator[np.ndarray]:
     """Draws samples, a batch at a time.
@@ -63,6 +67,7 @@ def draw_batches(
       prefix: [P] integers that the first symbols of every sample are held to.
       batch_size: samples at a time.
       seed: of the noise.
+      mesh: of devices that share each batch; None: one device draws it.
       options: of the model's `sample`, such as temperature.
 
     Yields:
@@ -71,13 +76,21 @@ def draw_batches(
     key = jax.random.key(seed)
     numbers = np.arange(count) if numbers is None else numbers
     batch_size = min(batch_size, count)
+    if mesh is not None:
+        batch_size = -(-batch_size // mesh.size) * mesh.size
+        params, key = sharding.place(mesh, params), sharding.replicate(mesh, key)
+    settings = tuple(sorted(options.items()))
     for start in range(0, count, batch_size):
         # The last batch is filled up: one shape, one compilation.
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        given = None if cond is None else jnp.asarray(cond[rows])
-        held = None if prefix is None else jnp.tile(jnp.asarray(prefix), (len(rows), 1))
-        settings = tuple(sorted(options.items()))
-        x = _draw(model, params, key, numbers[rows], given, held, settings)
+        given = None if cond is None else cond[rows]
+        held = None if prefix is None else np.tile(prefix, (len(rows), 1))
+        batch = (numbers[rows], given, held)
+        if mesh is None:
+            batch = jax.tree.map(jnp.asarray, batch)
+        else:
+            batch = sharding.split(mesh, batch)
+        x = _draw(model, params, key, *batch, settings, mesh)
         yield np.asarray(x)[: count - start]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gm import paired
+from gm.data.containers import read_npz
 from gm.errors import InputError
 from gm.likelihood import bits
 from gm.rundir import read_json
@@ -43,6 +44,15 @@ _NEEDED: dict[str, tuple[type, ...]] = {
 }
 
 
+def _is_printable(value: Any) -> bool:
+    """Whether no text in a JSON value could move a terminal's cursor or end a line."""
+    if isinstance(value, dict):
+        return all(map(_is_printable, [*value, *value.values()]))
+    if isinstance(value, list):
+        return all(map(_is_printable, value))
+    return not isinstance(value, str) or value.isprintable()
+
+
 def _check_row(row: Any, file: Path) -> None:
     """Raises InputError for what no evaluation can have written."""
     missing = [n for n in _NEEDED if not isinstance(row, dict) or n not in row]
@@ -58,6 +68,7 @@ def _check_row(row: Any, file: Path) -> None:
         wrong.append("estimate")
     elif "nats" not in wrong and row["estimate"] == "exact" and row["nats"] < -1e-3:
         wrong.append("nats")  # a probability above one
+    wrong += [n for n, value in row.items() if not _is_printable(value)]
     if wrong:
         told = ", ".join(f"{n} is {row[n]!r}" for n in wrong)
         raise InputError(f"{file}: not a result row ({told}); run `evaluate` again")
@@ -103,10 +114,14 @@ def read_nats(row: Row) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        nats = np.load(path)
-    except (OSError, ValueError, EOFError):
+        nats = np.array(read_npz(path)["x"])
+    except (InputError, OSError):
         nats = np.empty(0)
-    if nats.shape != (row["num_examples"],) or not np.isclose(nats.mean(), row["nats"]):
+    if (
+        nats.dtype.kind != "f"
+        or nats.shape != (row["num_examples"],)
+        or not np.isclose(nats.mean(), row["nats"])
+    ):
         raise InputError(f"{path}: not the nats of {row['file']}; run `evaluate` again")
     return nats
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,24 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
 
+def _locked(file: Any, seconds: float = 2.0) -> bool:
+    """Locks a file; False where another process keeps it locked.
+
+    A process that was asked to end may still be saving, and one that looks whether the
+    run is in use holds the lock for a moment.
+    """
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with its inner dictionaries as `settings.width` and so on."""
     flat: dict[str, Any] = {}
@@ -118,14 +137,12 @@ class RunDirectory:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             lock = open(run.path / "LOCK", "a+")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock):
                 lock.seek(0)
                 owner = lock.read().strip() or "another process"
                 raise InputError(
                     f"--workdir={path}: in use by {owner}; wait for it or give another"
-                ) from None
+                )
             lock.seek(0)
             lock.truncate()
             lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -286,9 +287,14 @@ def _gap_text(found: Contender) -> str:
     return f"{bound}{gap:+.3f}{error}, {seconds:.0f} s"
 
 
+def _escape(cell: str) -> str:
+    """Without what would end a cell, or be HTML to the reader's browser."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", cell.replace("|", "\\|"))
+
+
 def markdown(header: list[str], lines: list[list[str]]) -> str:
     """A Markdown table of these cells."""
-    escaped = [[c.replace("|", "\\|") for c in line] for line in [header, *lines]]
+    escaped = [[_escape(c) for c in line] for line in [header, *lines]]
     body = [escaped[0], ["---"] * len(header), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in body)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gm import sharding
 from gm.config import TrainConfig
 from gm.likelihood import bits_per_dim
 from gm.model import LikelihoodModel, init_params, log_prob
@@ -83,24 +84,47 @@ def init_state(
     )
 
 
-def _gradient(model, params, batch, key, accumulate):
+def _is_product(primitive, *_, **__):
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+def _saving_memory(loss, config, mesh):
+    """The same loss, of which less is kept from the forward to the backward pass.
+
+    --remat keeps what matrix products and convolutions gave; the rest is computed anew.
+    Parameters that are split are gathered anew.
+    """
+    policies = jax.checkpoint_policies
+    if config.remat:
+        return jax.checkpoint(loss, policy=_is_product)
+    if mesh is not None and mesh.shape.get("fsdp", 1) > 1:
+        anew = policies.save_anything_except_these_names(sharding.GATHERED)
+        return jax.checkpoint(loss, policy=anew)
+    return loss
+
+
+def _gradient(model, config, mesh, params, batch, key):
     """Mean bits/dim over the batch, its gradient, and mean terms."""
+    accumulate = config.accumulate
 
     def loss(params, part, key):
+        params = sharding.gather(mesh, params)
         x, cond = part
         log_px, terms = log_prob(model, params, x, cond, key, train=True)
         means = {f"train/bpd/{k}": -jnp.mean(v) for k, v in terms.items()}
         means = jax.tree.map(lambda v: bits_per_dim(v, model.num_dims), means)
         return bits_per_dim(-jnp.mean(log_px), model.num_dims), means
 
-    grad = jax.value_and_grad(loss, has_aux=True)
+    grad = jax.value_and_grad(_saving_memory(loss, config, mesh), has_aux=True)
     if accumulate == 1:
         return grad(params, batch, key)
     parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+    parts = sharding.by_rows(mesh, parts, axis=1)
 
     def body(total, part):
         index, part = part
-        value = grad(params, part, jax.random.fold_in(key, index))
+        value, grads = grad(params, part, jax.random.fold_in(key, index))
+        value = (value, sharding.scatter(mesh, grads))
         return jax.tree.map(jnp.add, total, value), None
 
     shapes = jax.eval_shape(grad, params, jax.tree.map(lambda a: a[0], parts), key)
@@ -142,17 +166,21 @@ def train_step(
     config: TrainConfig,
     state: TrainState,
     batch: tuple[jax.Array, jax.Array | None],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on a batch (x [B, *shape], cond): nothing model-specific, ever.
 
-    An update whose loss or gradient is not finite is left out and counted.
+    An update whose loss or gradient is not finite is left out and counted. On a mesh of
+    several devices each of them sees its part of the batch.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.rollbacks), state.step)
     batch = (_augment(config, key, batch[0], model.num_values), batch[1])
     if config.cond_drop_rate and model.cond is not None and batch[1] is not None:
         drop_key = jax.random.fold_in(key, _DROP)
         batch = (batch[0], drop(drop_key, model.cond, batch[1], config.cond_drop_rate))
-    (bpd, terms), grads = _gradient(model, state.params, batch, key, config.accumulate)
+    batch = sharding.by_rows(mesh, batch)
+    (bpd, terms), grads = _gradient(model, config, mesh, state.params, batch, key)
+    grads = sharding.scatter(mesh, grads)
     grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(bpd) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -173,12 +201,13 @@ def train_step(
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
     )
-    return state, {"train/bpd": bpd, "grad_norm": grad_norm, **terms}
+    metrics = {"train/bpd": bpd, "grad_norm": grad_norm, **terms}
+    return sharding.scatter(mesh, state), sharding.gather(mesh, metrics)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "optimizer", "config", "draw"),
+    static_argnames=("model", "optimizer", "config", "draw", "mesh"),
     donate_argnames=("state",),
 )
 def train_steps(
@@ -189,11 +218,12 @@ def train_steps(
     state: TrainState,
     data: Any,
     xs: Any,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Several steps in one dispatch: a scan over `xs`, with batches draw(data, x)."""
 
     def body(state, x):
-        return train_step(model, optimizer, config, state, draw(data, x))
+        return train_step(model, optimizer, config, state, draw(data, x), mesh)
 
     return jax.lax.scan(body, state, xs)
 

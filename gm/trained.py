@@ -12,6 +12,7 @@ from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
 from gm.model import LikelihoodModel, ending, init_params, load_model
+from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec
 
@@ -111,13 +112,15 @@ def own_row(
       (row, nats of each example float64 [N] in the split's own order), or None.
     """
     path, examples = found.run.results / f"{split}.json", dataset.split(split)
-    file = path.with_suffix(".nats.npy")
-    if isinstance(examples, Fresh) or not (path.exists() and file.exists()):
+    if isinstance(examples, Fresh) or not path.exists():
         return None
     row = read_json(path)
     sha256, order = identify(dataset, examples)
     if (row.get("checkpoint"), row.get("split_sha256")) != (found.checkpoint, sha256):
         return None
+    in_order = read_nats(row | {"file": str(path)})
+    if in_order is None:
+        return None
     nats = np.empty(len(order))
-    nats[order] = np.load(file)
+    nats[order] = in_order
     return row, nats

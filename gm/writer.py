@@ -39,13 +39,17 @@ class Metrics:
     configuration, so that a run that was killed and resumed has the same rows.
     """
 
-    def __init__(self, path: Path, resume_step: int):
-        """Opens the file; rows after the step that is resumed from are dropped."""
+    def __init__(self, path: Path, resume_step: int, *, writable: bool = True):
+        """Opens the file; rows after the step that is resumed from are dropped.
+
+        Not writable: rows are kept in memory alone, since another process writes them.
+        """
         rows = [r for r in read_metrics(path) if r["step"] <= resume_step]
         text = "".join(json.dumps(r) + "\n" for r in rows)
-        write_whole(path, text.encode())
+        if writable:
+            write_whole(path, text.encode())
         self.rows = rows
-        self._file = open(path, "a")
+        self._file = open(path if writable else os.devnull, "a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row; a number that is not finite is written as null."""
@@ -82,8 +86,13 @@ def _clock(seconds):
 class Progress:
     """One line that is rewritten on a terminal, plain lines in a pipe."""
 
-    def __init__(self, label: str, total: int, start: int = 0):
-        self.label, self.total, self._start = label, total, start
+    def __init__(self, label: str, total: int, start: int = 0, shown: bool = True):
+        self.label, self.total, self._start, self._silent = (
+            label,
+            total,
+            start,
+            not shown,
+        )
         self._terminal = sys.stderr.isatty()
         self._begin = time.monotonic()
         self._shown = 0.0
@@ -91,7 +100,8 @@ class Progress:
     def update(self, done: int, text: str, *, line: bool = False) -> None:
         """Shows progress; in a pipe only where `line` asks for it."""
         now = time.monotonic()
-        if not (line or (self._terminal and now - self._shown > 0.2)):
+        due = line or (self._terminal and now - self._shown > 0.2)
+        if self._silent or not due:
             return
         self._shown = now
         speed = (done - self._start) / max(now - self._begin, 1e-9)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401
 
 from gm.rundir import cache_dir
 
@@ -23,6 +24,9 @@ def pytest_addoption(parser):
         action="append",
         default=[],
         help="import path of a model to run the contract tests on, in place of gm's",
+    )
+    parser.addoption(
+        "--cases", action="store_true", help="which test shows which case, as a table"
     )
 
 

@@ -103,6 +103,7 @@ def test_a_truncated_array(tmp_path):
     one_error(outcome, path, "uint8 (50, 4)", "size differs")
 
 
+@pytest.mark.case(20)
 def test_a_corrupt_archive(tmp_path):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, train=np.random.default_rng(0).integers(0, 9, (99, 4)))
@@ -111,6 +112,7 @@ def test_a_corrupt_archive(tmp_path):
     one_error(outcome, path, "damaged, truncated or not an .npz file")
 
 
+@pytest.mark.case(20)
 def test_a_truncated_raw_archive(tmp_path):
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3")
     for name in (*names, "t10k-labels-idx1"):
@@ -193,6 +195,7 @@ def test_encode_like_numbers_characters_as_the_run_does(tmp_path):
 # Run directories.
 
 
+@pytest.mark.case(12)
 def test_a_run_directory_in_use(digits_run, tmp_path):
     import fcntl
 
@@ -202,6 +205,7 @@ def test_a_run_directory_in_use(digits_run, tmp_path):
     one_error(outcome, f"--workdir={digits_run}", "in use by pid")
 
 
+@pytest.mark.case(11)
 def test_a_run_of_another_configuration(digits_run):
     before = contents(digits_run)
     outcome = train(digits_run, "--set=width=32", "--seed=4", *SMALL)
@@ -236,6 +240,7 @@ def mounted(path, *options):
         subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.mark.case(9)
 def test_a_full_disk(tmp_path):
     with mounted(tmp_path / "disk", "size=3m") as disk:
         run = disk / "run"
@@ -252,6 +257,7 @@ def test_a_full_disk(tmp_path):
         one_error(train(disk / "run"), disk / "run", "No space left on device")
 
 
+@pytest.mark.case(9)
 def test_a_limit_on_the_size_of_files(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -262,6 +268,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
     one_error(outcome, tmp_path / "run", "File too large", alone=False)
 
 
+@pytest.mark.case(10)
 def test_a_read_only_disk(digits_run, tmp_path):
     with mounted(tmp_path / "disk", "size=64m") as disk:
         run = shutil.copytree(digits_run, disk / "run")
@@ -282,6 +289,7 @@ def test_a_read_only_disk(digits_run, tmp_path):
 # Checkpoints.
 
 
+@pytest.mark.case(7)
 def test_a_checkpoint_with_a_flipped_bit(ended_run):
     latest, args = ended_run / "checkpoints" / "latest", ("--set=width=16", *SMALL)
     _, _, wanted = train(ended_run, *args)  # has ended: prints the state's digest
@@ -294,6 +302,7 @@ def test_a_checkpoint_with_a_flipped_bit(ended_run):
     assert (latest / "corrupt-20").is_dir()
 
 
+@pytest.mark.case(7)
 def test_no_sound_checkpoint(ended_run):
     best = ended_run / "checkpoints" / "best"
     (step,) = best.glob("[0-9]*")

@@ -77,6 +77,7 @@ def damages(path):
         yield bytes(flipped)
 
 
+@pytest.mark.case(7)
 def test_damage_to_any_file_is_never_silent(saved, tmp_path):
     like = jax.eval_shape(tree)
     names = sorted(
@@ -110,6 +111,7 @@ def test_what_was_moved_aside_before_is_kept(saved, tmp_path):
     assert {p.name for p in copy.glob("corrupt*")} == {"corrupt-2", "corrupt-2-1"}
 
 
+@pytest.mark.case(8)
 def test_none_is_sound(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "8").symlink_to("/etc")
@@ -117,6 +119,7 @@ def test_none_is_sound(tmp_path):
     assert (tmp_path / "corrupt-8").is_symlink()
 
 
+@pytest.mark.case(11)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -141,6 +144,7 @@ def test_flatten_of_shapes_is_that_of_arrays():
     }
 
 
+@pytest.mark.case(17)
 def test_a_torn_last_line_is_dropped_and_a_torn_middle_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5, "a": 1.0}\n{"step": 10, "a": 2.0}\n{"step": 1')
@@ -202,6 +206,7 @@ def finite(state):
     return all(np.isfinite(v).all() for v in map(np.asarray, flatten(state).values()))
 
 
+@pytest.mark.case(13)
 def test_abort_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     first = trainer(tmp_path, "abort", [bad_example()])
     with pytest.raises(InputError) as error:
@@ -216,6 +221,7 @@ def test_abort_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     again.close()
 
 
+@pytest.mark.case(13)
 def test_skip_leaves_the_update_out_and_counts_it(tmp_path):
     skipping = trainer(tmp_path, "skip", [bad_example()])
     assert skipping.fit()
@@ -228,6 +234,7 @@ def test_skip_leaves_the_update_out_and_counts_it(tmp_path):
     assert all(np.isfinite(r["train/bpd"]) for r in rows)
 
 
+@pytest.mark.case(13)
 def test_skip_gives_up_where_nothing_is_finite(tmp_path):
     skipping = trainer(tmp_path, "skip", range(SIZE), num_steps=20)
     with pytest.raises(InputError, match=f"{MAX_NONFINITE} updates in a row"):
@@ -236,6 +243,7 @@ def test_skip_gives_up_where_nothing_is_finite(tmp_path):
     assert finite(skipping.state)
 
 
+@pytest.mark.case(13)
 def test_rollback_takes_other_batches(tmp_path):
     rolling = trainer(tmp_path, "rollback", [bad_example()])
     assert rolling.fit()
@@ -248,6 +256,7 @@ def test_rollback_takes_other_batches(tmp_path):
     assert [r["step"] for r in rows] == [2, 4, 6, 8, 10]
 
 
+@pytest.mark.case(13)
 def test_rollback_gives_up(tmp_path):
     rolling = trainer(tmp_path, "rollback", range(SIZE))
     with pytest.raises(InputError, match="step 0: not finite.*good checkpoint is none"):

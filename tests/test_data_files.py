@@ -191,6 +191,7 @@ def test_array_errors(tmp_path):
     one_line(lambda: load(f"files:{path}"), path, "damaged")
 
 
+@pytest.mark.case(20)
 def test_headers_that_lie_and_bombs_are_refused(tmp_path, monkeypatch):
     x = np.zeros((20, 4, 4), np.uint8)
     np.save(tmp_path / "a.npy", x)

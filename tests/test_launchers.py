@@ -64,6 +64,7 @@ def test_sweep_trains_evaluates_and_skips_what_is_finished(sweep):
     assert again.stdout.count("skipped: finished before") == 4
 
 
+@pytest.mark.case(18)
 def test_one_failing_cell_does_not_stop_the_others(sweep, tmp_path):
     flags = [f for f in sweep[1] if not f.startswith(("--workdir", "--resolutions"))]
     flags += [f"--workdir={tmp_path}", "--resolutions=8,9", "--models=made"]
@@ -238,6 +239,7 @@ def test_audit_launcher(tmp_path):
         assert re.fullmatch("error: [^\n]*" + message + "[^\n]*\n", done.stderr)
 
 
+@pytest.mark.case(16)
 def test_several_devices_give_the_same_bits(sweep):
     """Batches are split over the devices; bits/dim do not change."""
     path = sweep[0] / "digits-8_vae_width=8_s0"

@@ -11,6 +11,7 @@ from gm import model as gm_model
 from gm.audit.subject import (
     SPACES,
     Space,
+    fitting,
     jitted_log_prob,
     parameters,
     quick_jit,
@@ -70,6 +71,12 @@ def test_training_lowers_the_bits(model_name):
         for kind in ("initial", "trained")
     ]
     assert nats[1].mean() < nats[0].mean() - 0.1
+
+
+@pytest.mark.case(1)
+def test_trained_twice_from_a_seed_the_parameters_are_equal(model_name):
+    fit = fitting(make(model_name, "pixels")[0])
+    assert checkpoint.state_digest(fit()) == checkpoint.state_digest(fit())
 
 
 def test_saved_and_restored_parameters_give_the_same_number(model_name, tmp_path):

@@ -107,10 +107,12 @@ def check_kills(tmp_path, model, *settings, kills=5, steps=120, seed=0):
     assert not any("tmp" in name for name in saves(killed))
 
 
+@pytest.mark.case(2)
 def test_killed_five_times(tmp_path):
     check_kills(tmp_path, "made", "width=16")
 
 
+@pytest.mark.case(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "settings"),
@@ -132,6 +134,7 @@ def whole(tmp_path_factory):
     return run, finish(command("made", run, "width=16"))
 
 
+@pytest.mark.case(4)
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 83), (signal.SIGINT, 130)]
 )
@@ -154,6 +157,7 @@ def test_asked_to_stop(number, status, whole, tmp_path):
     assert rows(run) == rows(whole[0])
 
 
+@pytest.mark.case(12)
 def test_the_lock_is_freed_by_a_kill(whole, tmp_path):
     run = tmp_path / "run"
     args = command("made", run, "width=16")
@@ -167,6 +171,7 @@ def test_the_lock_is_freed_by_a_kill(whole, tmp_path):
     assert finish(args) == whole[1]
 
 
+@pytest.mark.case(8)
 def test_what_lies_about_in_a_run_directory(whole, tmp_path):
     """A torn last line, an empty step, a symlinked one, a damaged one, all at once."""
     run = shutil.copytree(whole[0], tmp_path / "run")

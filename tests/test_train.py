@@ -32,6 +32,7 @@ from gm.train import (
 from gm.writer import read_metrics
 
 
+@pytest.mark.case(14)
 @given(
     num_examples=st.integers(1, 50),
     batch_size=st.integers(1, 50),

@@ -230,7 +230,7 @@ _NOISE = {"initial": 0.0, "perturbed": 0.1, "large": 1.0}
 def parameters(model: LikelihoodModel, kind: str) -> Any:
     """Parameters: "initial", or not special: "perturbed", "large", or "trained"."""
     if kind == "trained":
-        return _trained(model)
+        return fitting(model)()
     init = _jitted(gm_model.init_params, "model")
     leaves, tree = jax.tree.flatten(init(model, jax.random.key(0)))
     rng = np.random.default_rng(1)
@@ -248,8 +248,9 @@ def training_data(space: Space, size: int = 64) -> tuple[jax.Array, jax.Array | 
     return jnp.where(kept, patterns[np.arange(size) % 4], x), cond
 
 
-def _trained(model, num_steps=40):
-    """After steps of gm's own training on data with structure."""
+@functools.lru_cache(maxsize=64)
+def fitting(model: LikelihoodModel, num_steps: int = 40) -> Callable[[], Any]:
+    """A compiled function: parameters after gm's own training on data with structure."""
     config = TrainConfig(learning_rate=0.02, warmup_steps=0, schedule="constant")
     optimizer = train.make_optimizer(config)
     data = training_data(Space(model.shape, model.num_values, model.cond))
@@ -261,7 +262,7 @@ def _trained(model, num_steps=40):
         state = train.init_state(model, optimizer, 0)
         return jax.lax.scan(body, state, length=num_steps)[0].params
 
-    return quick_jit(fit)()
+    return quick_jit(fit)
 
 
 @functools.lru_cache(maxsize=64)

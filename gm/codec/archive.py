@@ -18,11 +18,24 @@ from gm.errors import InputError
 # last byte is the version of this layout.
 MAGIC = b"\x89GM\r\n\x1a\n\x01"
 BLOCK = 1 << 16
+_MAX_HEADER = 1 << 28  # bytes inflated: the checksums of an archive of a terabyte
 _HEAD = struct.Struct("<8sI32s")
 
 
 def _checksums(body: bytes) -> list[int]:
     return [zlib.crc32(body[i : i + BLOCK]) for i in range(0, len(body), BLOCK)]
+
+
+def inflate(data: bytes, most: int) -> bytes:
+    """The inverse of zlib.compress; ValueError for damage or more than `most` bytes."""
+    inflater = zlib.decompressobj()
+    try:
+        out = inflater.decompress(data, most + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(out) > most or not inflater.eof or inflater.unused_data:
+        raise ValueError(f"not {most} bytes at most")
+    return out
 
 
 def pack(header: dict[str, Any], body: bytes) -> bytes:
@@ -61,17 +74,25 @@ def unpack(data: bytes, where: str = "the archive") -> tuple[dict[str, Any], byt
             f"{where}: its header is damaged or truncated (the checksum differs); "
             "copy it again"
         )
-    header = json.loads(zlib.decompress(text))
+    try:
+        header = json.loads(inflate(text, _MAX_HEADER))
+        told = header["body_bytes"], header["body_sha256"], header["body_crc32"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{where}: no gm has written its header") from None
     body = data[_HEAD.size + length :]
-    if len(body) != header["body_bytes"]:
+    body_bytes, body_sha256, checksums = told
+    if len(body) != body_bytes:
         raise InputError(
             f"{where}: {len(data)} bytes in place of "
-            f"{len(data) - len(body) + header['body_bytes']}; copy it again"
+            f"{len(data) - len(body) + body_bytes}; copy it again"
         )
-    pairs = zip(_checksums(body), header["body_crc32"], strict=True)
+    own = _checksums(body)
+    if not isinstance(checksums, list) or len(checksums) != len(own):
+        raise InputError(f"{where}: no gm has written its header")
+    pairs = zip(own, checksums, strict=True)
     bad = [i for i, (found, told) in enumerate(pairs) if found != told]
-    if bad or hashlib.sha256(body).hexdigest() != header["body_sha256"]:
-        which = f"block {bad[0] + 1} of {len(header['body_crc32'])}" if bad else "body"
+    if bad or hashlib.sha256(body).hexdigest() != body_sha256:
+        which = f"block {bad[0] + 1} of {len(own)}" if bad else "body"
         raise InputError(
             f"{where}: damaged, the checksum of {which} differs; copy it again"
         )

@@ -1,6 +1,7 @@
 """Examples to an archive and back, by the codec that a model's capabilities allow."""
 
 import hashlib
+import math
 import platform
 import zlib
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from gm import sharding
 from gm.checkpoint import state_digest
 from gm.codec import archive
 from gm.codec.autoregressive import AutoregressiveCodec
 from gm.codec.coders import QueueReader, QueueWriter, Stack
 from gm.codec.flow import FlowCodec
+from gm.codec.header import unpack
 from gm.codec.integer import IntegerFlowCodec
 from gm.codec.latent import LatentCodec
 from gm.codec.program import Program
@@ -109,6 +112,7 @@ def compress(
     seed: int = 0,
     source: dict[str, Any] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> bytes:
     """Codes examples with a trained model.
 
@@ -121,6 +125,7 @@ def compress(
       seed: of the random bits that bits-back coding begins with.
       source: JSON values to keep in the header.
       progress: called with (examples done, bits per example so far).
+      mesh: of devices that share each batch; the decoder needs the same.
 
     Returns:
       An archive.
@@ -132,7 +137,9 @@ def compress(
     _checked(model, x, cond)
     choice = codec_class(model)
     size = min(batch_size or choice.batch_size, len(x))
-    codec = choice(Program(model, trained.params, size))
+    if mesh is not None:
+        size = -(-size // mesh.size) * mesh.size
+    codec = choice(Program(model, trained.params, size, mesh))
     first = _random_words(codec.num_bits, seed) if choice.stack else np.empty(0)
     coder = Stack(first, seal=True) if choice.stack else QueueWriter()
     begin = coder.num_bits
@@ -166,6 +173,7 @@ def compress(
         "program_sha256": codec.program.digest(),
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,
+        "mesh": mesh and sharding.mesh_text(mesh),
         "machine": _machine(),
         "batch_size": size,
         "batches": batches,
@@ -182,11 +190,11 @@ def compress(
 
 
 def read_header(data: bytes, where: str = "the archive") -> dict[str, Any]:
-    """The header of an archive, all of which is checked; raises as `archive.unpack`."""
-    return archive.unpack(data, where)[0]
+    """The header of an archive, all of which is checked; raises as `header.unpack`."""
+    return unpack(data, where)[0]
 
 
-def _refuse_other(trained, header, where):
+def _refuse_other(trained, header, where, mesh):
     """InputError if this is not the model, the software or the device of the encoder."""
     digest = state_digest(trained.params)
     if header["params_sha256"] != digest:
@@ -208,6 +216,13 @@ def _refuse_other(trained, header, where):
             f"{where}: made on {header['device']}, here is {device}; numbers differ in the "
             "last bit between devices: decompress on the same kind"
         )
+    there, here = header.get("mesh"), mesh and sharding.mesh_text(mesh)
+    if there != here:
+        needed = f"give --mesh={there}" if there else "leave --mesh out"
+        raise InputError(
+            f"{where}: made on {there or 'one device'}, here is {here or 'one device'}; "
+            f"numbers differ in the last bit between meshes: {needed}"
+        )
 
 
 def decompress(
@@ -216,6 +231,7 @@ def decompress(
     *,
     where: str = "the archive",
     progress: Callable[[int, float], None] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Decodes an archive with the model that made it.
 
@@ -224,18 +240,19 @@ def decompress(
       data: what `compress` gave.
       where: the archive's name, for messages.
       progress: called with (examples done, bits per example).
+      mesh: that of the encoder; None: one device.
 
     Returns:
       (x, cond): just what was compressed, in type, shape and value; cond may be None.
 
     Raises:
-      InputError: a damaged archive, another model, version or device, or an outcome
+      InputError: a damaged archive, another model, version, device or mesh, or an outcome
         that fails its checksum.
     """
-    header, body = archive.unpack(data, where)
-    _refuse_other(trained, header, where)
+    header, body = unpack(data, where)
+    _refuse_other(trained, header, where, mesh)
     choice = codec_class(trained.model)
-    codec = choice(Program(trained.model, trained.params, header["batch_size"]))
+    codec = choice(Program(trained.model, trained.params, header["batch_size"], mesh))
     if codec.program.digest() != header["program_sha256"]:
         raise InputError(
             f"{where}: the compiled network differs from the encoder's, though parameters "
@@ -244,7 +261,12 @@ def decompress(
     cond, side = None, 0
     if header["cond"] is not None:
         dtype, shape, side = header["cond"]
-        cond = np.frombuffer(zlib.decompress(body[:side]), dtype).reshape(shape)
+        most = np.dtype(dtype).itemsize * math.prod(shape)
+        try:
+            values = archive.inflate(body[:side], most)
+            cond = np.frombuffer(values, dtype).reshape(shape)
+        except ValueError:
+            raise InputError(f"{where}: its conditions cannot be read") from None
     words = np.frombuffer(body[side:], "<u4").astype(np.uint32)
     failed = InputError(
         f"{where}: sound, but this machine ({_machine()}) decodes it to other bytes: its "

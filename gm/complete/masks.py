@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gm.data.containers import read_npz
 from gm.errors import InputError, did_you_mean
 
 _SIDES = {"left": 1, "right": 1, "top": 0, "bottom": 0}  # and the axis that is halved
@@ -85,12 +86,12 @@ def _read(text, shape):
         )
     try:
         if path.suffix == ".npy":
-            hidden = np.load(path, allow_pickle=False)
+            hidden = read_npz(path)["x"]
         else:
             from PIL import Image
 
             hidden = np.asarray(Image.open(path).convert("L")) >= 128
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
         what = " ".join(str(error).split())[:120]
         raise InputError(
             f"--mask={text}: neither a .npy nor an image ({what})"
