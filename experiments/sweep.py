@@ -10,6 +10,7 @@ Every other flag of `train` is passed on.
 
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -200,6 +201,14 @@ def _run_all(named: dict[str, list[str]]) -> int:
             worker.join()
     except KeyboardInterrupt:
         waiting.clear()  # the cells that run were interrupted too, and save
+        for worker in workers:
+            worker.join()
+        again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+        print(
+            "stopped; the same command skips finished cells and resumes started ones:\n"
+            f"  {again}",
+            file=sys.stderr,
+        )
         raise
     if failed:
         print(

@@ -2,11 +2,14 @@
 
   python -m experiments.train --model=vae --dataset=digits --workdir=runs/vae
   python -m experiments.train --preset=digits/vae --workdir=runs/vae --evaluate=test
+  python -m experiments.train --preset=digits/vae --init_from=runs/vae --seed=1 \
+      --workdir=runs/more --tensorboard
 
-Starting the same command again resumes the run, bit for bit.
+Starting the same command again resumes the run, bit for bit. Ctrl-C saves it first.
 """
 
 import dataclasses
+import shlex
 import signal
 import sys
 
@@ -28,6 +31,9 @@ flags.DEFINE_enum(
     "evaluate", None, ["train", "valid", "test"], "split to evaluate at the end"
 )
 flags.DEFINE_integer("num_importance_samples", 1, "with --evaluate")
+flags.DEFINE_bool(
+    "tensorboard", False, "also event files for TensorBoard, in RUN/tensorboard"
+)
 flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs and memory; do not train")
 launcher.define_run_flags()
 launcher.define_train_flags()
@@ -106,11 +112,16 @@ def _dry_run(config, dataset, model):
 def _prepare(config, dataset, model):
     """Opens the run directory and restores; nothing is compiled before this."""
     from gm import data
+    from gm.checkpoint import state_digest
     from gm.config import TrainConfig
     from gm.fit import Trainer
     from gm.rundir import RunDirectory
-    from gm.trained import describe
+    from gm.trained import describe, initial_params
 
+    given, start = {}, None
+    if config.init_from:
+        start = initial_params(config.init_from, model)
+        given = {"init_sha256": state_digest(start)}
     run = RunDirectory.open_for_training(FLAGS.workdir)
     valid_sha256, _ = data.identify(dataset, dataset.valid)
     may_change = config.may_change
@@ -118,8 +129,11 @@ def _prepare(config, dataset, model):
         may_change = (*may_change, "num_steps")
     described = describe(dataset, config.conditional) | {"valid_sha256": valid_sha256}
     defaults = dataclasses.asdict(TrainConfig())
-    run.claim(config.to_json() | {"data": described}, may_change, defaults)
-    return Trainer(model, dataset, config.train, run)
+    values = config.to_json() | {"data": described} | given
+    run.claim(values, may_change, defaults)
+    return Trainer(
+        model, dataset, config.train, run, start, tensorboard=FLAGS.tensorboard
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -142,8 +156,10 @@ def main(argv: list[str]) -> int:
             signal.signal(number, handler)
     print(f"step {trainer.step}, state sha256 {digest}", file=sys.stderr)
     if not ended:
+        again = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
         print(
-            "stopped and saved; start the same command again to resume", file=sys.stderr
+            f"stopped and saved; start the same command again to resume:\n  {again}",
+            file=sys.stderr,
         )
         return 130 if received[0] == signal.SIGINT else STOPPED
     if FLAGS.evaluate:

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +47,16 @@ class Trainer:
         dataset: Dataset,
         config: TrainConfig,
         run: RunDirectory,
+        start: Any = None,
+        *,
+        tensorboard: bool = False,
     ):
         """Restores the newest sound checkpoint, or initialises.
+
+        Args:
+          model, dataset, config, run: what is fitted to what, how and where.
+          start: parameters to begin with; None: the model's initial ones.
+          tensorboard: whether to write event files too.
 
         Raises:
           InputError: a configuration that cannot be run.
@@ -67,15 +76,20 @@ class Trainer:
         if restored is None:
             # Jitted: eager initialisation dispatches every operation by itself.
             init = jax.jit(lambda: init_state(model, self.optimizer, config.seed))
-            self.state = sharding.replicate(self.mesh, init())
+            state = init()
+            if start is not None:  # a copy each, since the state is donated
+                both = [jax.tree.map(jnp.array, start) for _ in range(2)]
+                state = state.replace(params=both[0], ema_params=both[1])
+            self.state = sharding.replicate(self.mesh, state)
         found = self.best.restore()
         if found is not None:
             self.best_nats = found[2]["valid_nats"]
         _, order = identify(dataset, dataset.valid)
         self._valid_order = order[: config.num_valid_examples]
         self.feed = self._new_feed(rollbacks=int(self.state.rollbacks))
-        self.metrics = Metrics(run.metrics, self.step)
         self.flops = 0.0  # of one step; known once it is traced
+        self._tensorboard = tensorboard
+        self._open_logs()
 
     def _restore(self):
         like = jax.eval_shape(
@@ -87,6 +101,19 @@ class Trainer:
             self.state = sharding.replicate(self.mesh, state)
             self.seconds = meta["train_seconds"]
         return restored
+
+    def _open_logs(self):
+        """What people watch, without the rows after the step that is resumed from."""
+        self.metrics, self.events = Metrics(self.run.metrics, self.step), None
+        if self._tensorboard:
+            from gm.events import Events
+
+            self.events = Events(self.run.path / "tensorboard", self.step)
+
+    def _close_logs(self):
+        self.metrics.close()
+        if self.events is not None:
+            self.events.close()
 
     def digest(self) -> str:
         """sha256 of the whole state."""
@@ -158,8 +185,8 @@ class Trainer:
                     rollbacks=jnp.full_like(self.state.rollbacks, rollbacks)
                 )
                 self.feed = self._new_feed(rollbacks=rollbacks)
-                self.metrics.close()
-                self.metrics = Metrics(self.run.metrics, self.step)
+                self._close_logs()
+                self._open_logs()
                 return
         self.latest.wait()
         last = self.latest.steps()[-1:]
@@ -214,15 +241,26 @@ class Trainer:
                 row["time/seconds"] = self.seconds
                 row["time/examples_per_second"] = speed
                 self.metrics.write(self.step, row)
+                if self.events is not None:
+                    self.events.scalars(self.step, row)
                 self.latest.check()
             self._show(progress, values, finite, row, speed)
             if self._crosses(config.save_every, count):
                 self.save()
+                begin += self._draw()
         progress.close()
         self.save()
         self.latest.wait()
         self.best.wait()
         return self.step >= config.num_steps
+
+    def _draw(self):
+        """Shows samples of the averaged parameters; returns the seconds that it took."""
+        begin = time.monotonic()
+        if self.events is not None:
+            params = self.state.ema_params
+            self.events.samples(self.step, self.model, params, self.dataset)
+        return time.monotonic() - begin
 
     def _show(self, progress, values, finite, row, speed):
         bpd = values["train/bpd"][finite]
@@ -234,6 +272,8 @@ class Trainer:
 
     def close(self) -> None:
         """Closes files and Orbax's threads."""
-        self.metrics.close()
+        if self.events is not None and self.step >= self.config.num_steps:
+            self.events.hyperparameters(self.run.config(), self.metrics.rows)
+        self._close_logs()
         self.latest.close()
         self.best.close()
