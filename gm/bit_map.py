@@ -55,9 +55,9 @@ def bit_map(
         # The last batch is filled up: one shape, one compilation.
         numbers = np.minimum(np.arange(start, start + batch_size), count - 1)
         x, cond = split.batch(numbers)
-        cond = None if model.cond is None or cond is None else jnp.asarray(cond)
+        given = None if model.cond is None or cond is None else jnp.asarray(cond)
         noise = jax.random.fold_in(key, start)
-        found = _log_probs(model, params, jnp.asarray(x), cond, noise)
+        found = _log_probs(model, params, jnp.asarray(x), given, noise)
         for name, values in jax.device_get(found).items():
             part = values[: count - start].astype(np.float64).sum(0)
             sums[name] = sums.get(name, 0.0) - part

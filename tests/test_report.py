@@ -101,6 +101,7 @@ class Reader(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         self.inside = ""
+        self.text += " "  # between cells
 
     def handle_data(self, data):
         if self.inside == "script":
@@ -122,7 +123,9 @@ def test_page_ranks_with_intervals_ties_and_reasons(read):
     assert "tie, " in text
     assert "weight, 4 draws" in text
     assert "a tie." in text
-    assert re.search(r"other \(.*\), .* bits/dim: augmentation is flip, not none", text)
+    assert re.search(
+        r"other \(.*\) , .* bits/dim: augmentation is flip, not none", text
+    )
     assert "Paper & Co" in text
     assert "30 of 40" not in text
     assert re.search(r"slow d 40 of 40 3\.5000", text)  # trained, not evaluated

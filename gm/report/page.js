@@ -2,7 +2,8 @@
 const CONFIG = {
   responsive: true,
   displaylogo: false,
-  modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  // These alone: by default there is one that sends the chart to a server.
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
 };
 
 for (const [id, { figure }] of Object.entries(CHARTS)) {
