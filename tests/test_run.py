@@ -169,7 +169,7 @@ def test_training_begins_with_the_parameters_of_another_run(path, exported, tmp_
     of_run, of_export = first(path, "a"), first(exported, "b")
     assert of_run == of_export
     before = (path / "metrics.jsonl").read_text().splitlines()
-    assert of_run["train/bpd"] < json.loads(before[0])["train/bpd"] - 0.1
+    assert of_run["train/bpd"] < json.loads(before[0])["train/bpd"] - 0.02
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["init_from"] == str(path)
     assert config["init_sha256"] == state_digest(gm.load(path).params)
