@@ -9,7 +9,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["gm*", "experiments*"]),
-    package_data={"experiments": ["published.json", "accelerators.json"]},
+    package_data={
+        "experiments": ["published.json", "accelerators.json"],
+        "gm.report": ["page.*"],
+    },
     # Named as its module, so that `-p gm.pytest_plugin` does not register it twice.
     entry_points={"pytest11": ["gm.pytest_plugin = gm.pytest_plugin"]},
     install_requires=[
@@ -28,6 +31,10 @@ setup(
         "scikit-learn>=1.5",  # carries the digits data set
         "rich>=13",  # progress and tables on a terminal
         "matplotlib>=3.9",  # learning curves as PNG
+        "plotly>=6.1",  # the report's charts; carries the script that the page holds
+        "jinja2>=3.1.5",  # the report's page, with every name escaped
+        "safetensors>=0.5",  # exported weights, which run no code when they are read
+        "tensorboardX>=2.6.2",  # event files for TensorBoard, without TensorFlow
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],
@@ -42,6 +49,9 @@ setup(
             "ruff==0.14.6",  # formatter and linter, pinned so that CI agrees
             "mypy>=1.18",
             "scikit-image>=0.25",
+            "selenium>=4.25",  # drives a Chromium that is there, to try the report
+            "nbclient>=0.10",  # executes the notebook
+            "ipykernel>=6.29",  # its kernel
         ],
     },
 )

@@ -1,10 +1,17 @@
-"""Compares runs: ranked tables of what may be ranked, and plots.
+"""Compares runs: ranked tables of what may be ranked, plots, and a report as one page.
 
-python -m experiments.compare runs/made runs/vae
-python -m experiments.compare runs --format=markdown --plots=runs/plots
+  python -m experiments.compare runs/made runs/vae
+  python -m experiments.compare runs --format=markdown --plots=runs/plots
+  python -m experiments.compare runs --html=report.html
+  python -m experiments.compare runs/sweep --html=report.html --watch
+
+The page needs no network and no server: open the file. With --watch tables and page are
+made again whenever a run below the paths has written something, until Ctrl-C.
 """
 
 import sys
+import time
+from pathlib import Path
 
 from absl import flags
 
@@ -20,7 +27,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_bool("published", False, "also the published numbers of the same protocol")
 flags.DEFINE_string("plots", None, "directory for learning curves and bits as PNG")
-
+flags.DEFINE_string("html", None, "also a report: one page that opens from disk")
+flags.DEFINE_bool("watch", False, "do it again whenever a run has written something")
+flags.DEFINE_integer("refresh_seconds", 10, "with --watch: how often to look")
 
 _LEFT = ("estimate", "run", "checkpoint", "checked", "source")
 
@@ -32,12 +41,12 @@ def _published(row):
     return published.HEADER, published.lines(row) if FLAGS.published else []
 
 
-def _print_tables(rows):
+def _print_tables(rows, tables):
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from gm.tables import make_tables, pivot
+    from gm.tables import pivot
 
     console = Console(width=None if sys.stdout.isatty() else 240)
 
@@ -55,7 +64,6 @@ def _print_tables(rows):
             table.add_row(*map(Text, line))
         console.print(table)
 
-    tables = make_tables(rows)
     if len(tables) > 1:
         header, lines = pivot(rows)
         show("bits (lower is better; <= is an upper bound on them)", header, lines)
@@ -71,16 +79,12 @@ def _print_tables(rows):
             console.print(told, markup=False, highlight=False)
 
 
-def main(argv: list[str]) -> int:
-    """Reads rows below the given paths and shows them."""
-    from gm import results, tables
+def _show(rows, made):
+    """Prints the rows in the form that was asked for."""
+    from gm import tables
 
-    if len(argv) < 2:
-        raise InputError("give one or more run directories, or directories of them")
-    rows = results.read_rows(argv[1:])
-    results.refuse_incomparable(rows)
     if FLAGS.format == "table":
-        _print_tables(rows)
+        _print_tables(rows, made)
     elif FLAGS.format == "markdown":
         sys.stdout.write(tables.to_markdown(rows, _published))
     else:
@@ -90,15 +94,71 @@ def main(argv: list[str]) -> int:
             "board": tables.to_board,
         }[FLAGS.format]
         sys.stdout.write(form(rows))
+
+
+def _compare(paths: list[str], *, watching: bool = False) -> int:
+    """Reads, shows and writes once; returns the exit status."""
+    from gm import results, tables
+
+    rows = results.read_rows(paths, may_be_empty=watching)
+    refused = results.incomparable(rows)
+    made = tables.make_tables(rows)
+    if FLAGS.html:
+        from experiments import published
+        from gm.report import write_report
+
+        write_report(
+            FLAGS.html,
+            rows,
+            made,
+            beside=lambda row: (published.HEADER, published.lines(row)),
+            paths=paths,
+            refused=refused,
+            refresh=FLAGS.refresh_seconds if watching else None,
+        )
+        print(FLAGS.html, file=sys.stderr)
+    if refused:
+        raise InputError(refused)
+    _show(rows, made)
     if FLAGS.plots:
         from gm.plots import write_plots
 
         for path in write_plots(rows, FLAGS.plots):
             print(path, file=sys.stderr)
-    bugs = [row for row in rows if results.below_floor(row)]
-    for row in bugs:
-        print(f"error: {tables.bug_text(row)}", file=sys.stderr)
+    bugs = [text for table in made for text in table.bugs]
+    for text in bugs:
+        print(f"error: {text}", file=sys.stderr)
     return 1 if bugs else 0
+
+
+def _written(paths: list[str]) -> list[tuple[str, int]]:
+    """What runs have written, and when."""
+    names = ("results/*.json", "metrics.jsonl", "config.json", "samples/*")
+    files = {f for p in paths for name in names for f in Path(p).glob(f"**/{name}")}
+    return sorted((str(f), f.stat().st_mtime_ns) for f in files)
+
+
+def _watch(paths: list[str]) -> int:
+    """Compares again and again; Ctrl-C ends it, and leaves a page that stays as it is."""
+    before = None
+    try:
+        while True:
+            now = _written(paths)
+            if now != before:
+                _compare(paths, watching=True)
+            before = now
+            time.sleep(FLAGS.refresh_seconds)
+    except KeyboardInterrupt:
+        return _compare(paths)
+
+
+def main(argv: list[str]) -> int:
+    """Reads rows below the given paths and shows them."""
+    if len(argv) < 2:
+        raise InputError("give one or more run directories, or directories of them")
+    if FLAGS.refresh_seconds < 1:
+        raise InputError(f"--refresh_seconds={FLAGS.refresh_seconds}: give 1 or more")
+    return (_watch if FLAGS.watch else _compare)(argv[1:])
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "interval", False, "also a bound from the other side (16 times the draws)"
     )
+    flags.DEFINE_bool(
+        "bit_map", False, "also the mean bits of each pixel, for `compare --html`"
+    )
     flags.DEFINE_integer(
         "num_samples", 1000, "samples to judge where what is possible is known; 0: none"
     )
@@ -78,6 +81,20 @@ def _load_dataset(trained, name, data_dir):
     return dataset
 
 
+def _bit_map(trained, split, batch_size, seed):
+    """(what, nats of each pixel), or InputError where the model does not tell."""
+    from gm.bit_map import bit_map
+
+    model = trained.model
+    found = bit_map(model, trained.params, split, batch_size=batch_size, seed=seed)
+    if found is None:
+        raise InputError(
+            f"--bit_map: {type(model).__name__} does not tell what single pixels cost "
+            "(autoregressive models in raster order do, and decoders of pixels)"
+        )
+    return found
+
+
 def evaluate_run(
     workdir: str,
     *,
@@ -85,6 +102,7 @@ def evaluate_run(
     num_importance_samples: int = 1,
     k_curve: bool = False,
     interval: bool = False,
+    bit_map: bool = False,
     num_samples: int = 1000,
     batch_size: int = 100,
     checkpoint: str = "best",
@@ -112,6 +130,7 @@ def evaluate_run(
     data = _load_dataset(found, dataset, data_dir)
     examples = data.split(split)
     total = 0 if isinstance(examples, Fresh) else len(examples)
+    pixels = _bit_map(found, examples, batch_size, seed) if bit_map and total else None
     label = f"evaluating {found.run.path.name}"
     progress = Progress(label, total, shown=is_primary())
     row, nats = evaluate.evaluate(
@@ -140,7 +159,7 @@ def evaluate_run(
     meta = {k: v for k, v in found.meta.items() if k not in ("digests", "valid_nats")}
     row = (
         {"model": config.model, "settings": config.settings}
-        | {"resolution": config.resolution}
+        | {"resolution": config.resolution, "init_from": config.init_from}
         | row
         | meta
         | {"seed": training.pop("seed"), "ema": config.train.ema_decay}
@@ -152,7 +171,10 @@ def evaluate_run(
     if checkpoint != "best":
         stem += f"-{checkpoint}"
     stem += "".join(f"-{launcher.safe_name(pair)}" for pair in fields)
-    path = evaluate.write_result(found.run.results, stem, row, nats)
+    if pixels is not None:
+        row["bit_map"] = pixels[0]
+    more = {} if pixels is None else {"map": pixels[1]}
+    path = evaluate.write_result(found.run.results, stem, row, nats, **more)
     unit = unit_name(row)
     print(
         f"{data.name} {split}: {tables.value_text(row)} {unit}, {tables.nats_text(row)} "
@@ -175,6 +197,7 @@ def main(argv: list[str]) -> None:
         num_importance_samples=FLAGS.num_importance_samples,
         k_curve=FLAGS.k_curve,
         interval=FLAGS.interval,
+        bit_map=FLAGS.bit_map,
         num_samples=FLAGS.num_samples,
         batch_size=FLAGS.batch_size,
         checkpoint=FLAGS.checkpoint,

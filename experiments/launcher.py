@@ -37,6 +37,9 @@ def define_run_flags() -> None:
         "precision", "float32", ["float32", "bfloat16"], "of the network's activations"
     )
     flags.DEFINE_multi_string("set", [], "field=value of the model; may be repeated")
+    flags.DEFINE_string(
+        "init_from", None, "run or exported directory whose parameters to begin with"
+    )
 
 
 def define_data_dir() -> None:
@@ -188,6 +191,7 @@ def run_config(*required: str) -> RunConfig:
         conditional=FLAGS.conditional,
         precision=FLAGS.precision,
         settings=settings,
+        init_from=FLAGS.init_from and os.path.abspath(FLAGS.init_from),
         train=train_config(),
     )
 

@@ -146,18 +146,6 @@ def _prefix(found: Any) -> Any:
     return encode_prompt(FLAGS.prompt, symbols, model.num_dims, found.data.get("end"))
 
 
-def _lines(x: Any, data: dict[str, Any]) -> list[str]:
-    """Samples as text: documents up to their end."""
-    symbols = data["symbols"]
-    if not symbols:
-        return [" ".join(map(str, row)) for row in x]
-    if data["unit"] == "object":
-        from gm.data.texts import decode
-
-        return decode(x, symbols)
-    return ["".join(symbols[v] for v in row) for row in x]
-
-
 def _output(found: Any, image: bool) -> Path:
     """Where samples go; the default name holds what was asked for."""
     if FLAGS.output:
@@ -209,7 +197,7 @@ def main(argv: list[str]) -> None:
             image_grid(x, model.num_values, columns).save(buffer, format="PNG")
             write_whole(output, buffer.getvalue())
         else:
-            lines = _lines(x, found.data)
+            lines = generate.as_lines(x, found.data["symbols"], found.data["unit"])
             write_whole(output, ("\n".join(lines) + "\n").encode())
         progress.update(len(x), str(output))
     progress.close()

@@ -2,11 +2,14 @@
 
   python -m experiments.train --model=vae --dataset=digits --workdir=runs/vae
   python -m experiments.train --preset=digits/vae --workdir=runs/vae --evaluate=test
+  python -m experiments.train --preset=digits/vae --init_from=runs/vae --seed=1 \
+      --workdir=runs/more --tensorboard
 
-Starting the same command again resumes the run, bit for bit.
+Starting the same command again resumes the run, bit for bit. Ctrl-C saves it first.
 """
 
 import dataclasses
+import shlex
 import signal
 import sys
 
@@ -28,6 +31,9 @@ flags.DEFINE_enum(
     "evaluate", None, ["train", "valid", "test"], "split to evaluate at the end"
 )
 flags.DEFINE_integer("num_importance_samples", 1, "with --evaluate")
+flags.DEFINE_bool(
+    "tensorboard", False, "also event files for TensorBoard, in RUN/tensorboard"
+)
 flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs and memory; do not train")
 launcher.define_run_flags()
 launcher.define_train_flags()
@@ -105,9 +111,10 @@ def _dry_run(config, dataset, model, mesh):
     )
 
 
-def _open_run(config, dataset):
+def _open_run(config, dataset, start):
     """The run directory: locked, writable, and of this configuration."""
     from gm import data
+    from gm.checkpoint import state_digest
     from gm.config import TrainConfig
     from gm.rundir import RunDirectory
     from gm.trained import describe
@@ -119,7 +126,9 @@ def _open_run(config, dataset):
         may_change = (*may_change, "num_steps")
     described = describe(dataset, config.conditional) | {"valid_sha256": valid_sha256}
     defaults = dataclasses.asdict(TrainConfig())
-    run.claim(config.to_json() | {"data": described}, may_change, defaults)
+    given = {} if start is None else {"init_sha256": state_digest(start)}
+    values = config.to_json() | {"data": described} | given
+    run.claim(values, may_change, defaults)
     return run
 
 
@@ -128,10 +137,14 @@ def _prepare(config, dataset, model, mesh):
     from gm.fit import Trainer
     from gm.rundir import RunDirectory
     from gm.sharding import agree, is_primary
+    from gm.trained import initial_params
 
-    run = _open_run(config, dataset) if is_primary() else RunDirectory(FLAGS.workdir)
+    start = initial_params(config.init_from, model) if config.init_from else None
+    there = RunDirectory(FLAGS.workdir)
+    run = _open_run(config, dataset, start) if is_primary() else there
     agree(True)  # the others wait until the directory is there
-    return Trainer(model, dataset, config.train, run, mesh)
+    given = (dataset, config.train, run, mesh, start)
+    return Trainer(model, *given, tensorboard=FLAGS.tensorboard)
 
 
 def main(argv: list[str]) -> int:
@@ -157,8 +170,11 @@ def main(argv: list[str]) -> int:
     if is_primary():
         print(f"step {trainer.step}, state sha256 {digest}", file=sys.stderr)
     if not ended:
-        told = "stopped and saved; start the same command again to resume"
-        print(told, file=sys.stderr)
+        again = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+        print(
+            f"stopped and saved; start the same command again to resume:\n  {again}",
+            file=sys.stderr,
+        )
         return 130 if received[:1] == [signal.SIGINT] else STOPPED
     if FLAGS.evaluate:
         from experiments.evaluate import evaluate_run

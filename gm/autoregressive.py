@@ -149,6 +149,7 @@ class AutoregressiveModel(SymbolModel):
             previous = jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
             certain = self._is_over(jnp.arange(self.num_dims), previous)
             log_p = jnp.where(certain, jnp.where(x == self.end, 0.0, -jnp.inf), log_p)
+        self.sow("maps", "map_symbols", log_p)  # for `bit_map`; else it costs nothing
         log_px = sum_dims(log_p)
         return log_px, {"symbols": log_px}
 

@@ -38,8 +38,26 @@ def flatten(tree: Any) -> dict[str, Any]:
     return flat
 
 
-def _unflatten(like, flat):
-    """The inverse of `flatten`, with the structure of `like`."""
+def unflatten(like: Any, flat: Mapping[str, Any], where: str | Path) -> Any:
+    """The inverse of `flatten`.
+
+    Args:
+      like: a pytree of arrays or ShapeDtypeStructs: the structure.
+      flat: the arrays.
+      where: they were read, for messages.
+
+    Raises:
+      InputError: other names, shapes or types than `like`; Orbax would cast silently.
+    """
+    wanted = flatten(like)
+    for name in sorted(set(wanted) | set(flat)):
+        a, b = wanted.get(name), flat.get(name)
+        told = ["missing" if v is None else f"{v.dtype}{v.shape}" for v in (a, b)]
+        if told[0] != told[1]:
+            raise InputError(
+                f"{where}: {name} is {told[1]} in the checkpoint and {told[0]} in this "
+                "model"
+            )
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(like):
         value = flat[jax.tree_util.keystr(path, simple=True, separator=".")]
@@ -259,8 +277,7 @@ class Checkpoints:
                 continue
             if like is None:
                 return candidate, flat, meta
-            self._check_spec(flatten(like), flat, candidate)
-            return candidate, _unflatten(like, flat), meta
+            return candidate, self._unflatten(like, flat, candidate), meta
         return None
 
     def _move_aside(self, where):
@@ -279,19 +296,10 @@ class Checkpoints:
         """
         head = prefix + "."
         part = {k.removeprefix(head): v for k, v in flat.items() if k.startswith(head)}
-        self._check_spec(flatten(like), part, step)
-        return _unflatten(like, part)
+        return self._unflatten(like, part, step)
 
-    def _check_spec(self, like, flat, step):
-        """Refuses arrays of other names, shapes or types: Orbax would cast silently."""
-        for name in sorted(set(like) | set(flat)):
-            a, b = like.get(name), flat.get(name)
-            told = ["missing" if v is None else f"{v.dtype}{v.shape}" for v in (a, b)]
-            if told[0] != told[1]:
-                raise InputError(
-                    f"{self.directory / str(step)}: {name} is {told[1]} in the "
-                    f"checkpoint and {told[0]} in this model"
-                )
+    def _unflatten(self, like, flat, step):
+        return unflatten(like, flat, self.directory / str(step))
 
 
 def _one_line(error):

@@ -108,10 +108,12 @@ class RunConfig:
     conditional: bool = False
     precision: str = "float32"
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    init_from: str | None = None  # the run whose parameters it began with
     train: TrainConfig = TrainConfig()
 
-    # What may differ when a run is resumed, since it changes no number.
-    may_change = ("data_dir", "log_every", "save_every")
+    # What may differ when a run is resumed, since it changes no number (the parameters
+    # that a run began with are told by their sha256).
+    may_change = ("data_dir", "init_from", "log_every", "save_every")
 
     def to_json(self) -> dict[str, Any]:
         """A flat dictionary, so that a differing field is named as its flag."""

@@ -320,16 +320,21 @@ def _own_sample_shortfall(model, params, split, order, k, mesh, count=200):
 
 
 def write_result(
-    directory: Path, split_name: str, row: Mapping[str, Any], nats: np.ndarray
+    directory: Path,
+    split_name: str,
+    row: Mapping[str, Any],
+    nats: np.ndarray,
+    **more: np.ndarray,
 ) -> Path:
-    """Writes results/<split>.nats.npy, then results/<split>.json; both whole."""
+    """Writes results/<split>.nats.npy, NAME.npy of more, then <split>.json; all whole."""
     import io
 
     from gm.rundir import write_json, write_whole
 
-    buffer = io.BytesIO()
-    np.save(buffer, nats)
-    write_whole(directory / f"{split_name}.nats.npy", buffer.getvalue())
+    for name, values in {"nats": nats, **more}.items():
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        write_whole(directory / f"{split_name}.{name}.npy", buffer.getvalue())
     path = directory / f"{split_name}.json"
     write_json(path, dict(row))
     return path

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,6 +53,9 @@ class Trainer:
         config: TrainConfig,
         run: RunDirectory,
         mesh: jax.sharding.Mesh | None = None,
+        start: Any = None,
+        *,
+        tensorboard: bool = False,
     ):
         """Restores the newest sound checkpoint, or initialises.
 
@@ -59,6 +63,8 @@ class Trainer:
           model, dataset, config: what is fitted to what, and how.
           run: where; of several processes the first one's is locked.
           mesh: of the devices; None: all of them along `data`.
+          start: parameters to begin with; None: the model's initial ones.
+          tensorboard: whether to write event files too.
 
         Raises:
           InputError: a configuration that cannot be run.
@@ -77,21 +83,22 @@ class Trainer:
         self._init = functools.partial(init_state, model, self.optimizer, config.seed)
         if self._restore() is None:
             self.state = sharding.initialize(self.mesh, self._init)
+            if start is not None:  # a copy each, since the state is donated
+                copies = (jax.tree.map(np.array, start) for _ in range(2))
+                params, ema_params = (sharding.place(self.mesh, c) for c in copies)
+                self.state = self.state.replace(params=params, ema_params=ema_params)
         found = self.best.restore()
         if found is not None:
             self.best_nats = found[2]["valid_nats"]
         _, order = identify(dataset, dataset.valid)
         self._valid_order = order[: config.num_valid_examples]
         self.feed = self._read_ahead(int(self.state.rollbacks))
-        self._open_metrics()
         self.flops = 0.0  # of one step; known once it is traced
+        self._tensorboard = tensorboard
+        self._open_logs()
 
     def _read_ahead(self, rollbacks):
         return ReadAhead(self._make_feed(rollbacks=rollbacks))
-
-    def _open_metrics(self):
-        primary = sharding.is_primary()
-        self.metrics = Metrics(self.run.metrics, self.step, writable=primary)
 
     def _restore(self):
         restored = self.latest.restore(jax.eval_shape(self._init))
@@ -100,6 +107,20 @@ class Trainer:
             self.state = sharding.place(self.mesh, state)
             self.seconds = meta["train_seconds"]
         return restored
+
+    def _open_logs(self):
+        """What people watch, without the rows after the step that is resumed from."""
+        primary, self.events = sharding.is_primary(), None
+        self.metrics = Metrics(self.run.metrics, self.step, writable=primary)
+        if self._tensorboard and primary:
+            from gm.events import Events
+
+            self.events = Events(self.run.path / "tensorboard", self.step)
+
+    def _close_logs(self):
+        self.metrics.close()
+        if self.events is not None:
+            self.events.close()
 
     def digest(self) -> str:
         """sha256 of the whole state."""
@@ -185,8 +206,8 @@ class Trainer:
                 self.state = self.state.replace(rollbacks=count)
                 self.feed.close()
                 self.feed = self._read_ahead(rollbacks)
-                self.metrics.close()
-                self._open_metrics()
+                self._close_logs()
+                self._open_logs()
                 return
         self.latest.wait()
         last = self.latest.steps()[-1:]
@@ -242,15 +263,26 @@ class Trainer:
                 row["time/examples_per_second"] = speed
                 row["time/data_wait"] = idle
                 self.metrics.write(self.step, row)
+                if self.events is not None:
+                    self.events.scalars(self.step, row)
                 self.latest.check()
             self._show(progress, values, finite, row, speed, idle)
             if self._crosses(config.save_every, count):
                 self.save()
+                begin += self._draw()
         progress.close()
         self.save()
         self.latest.wait()
         self.best.wait()
         return self.step >= config.num_steps
+
+    def _draw(self):
+        """Shows samples of the averaged parameters; returns the seconds that it took."""
+        begin = time.monotonic()
+        if self.events is not None:
+            params = self.state.ema_params
+            self.events.samples(self.step, self.model, params, self.dataset)
+        return time.monotonic() - begin
 
     def _show(self, progress, values, finite, row, speed, idle):
         bpd = values["train/bpd"][finite]
@@ -263,6 +295,8 @@ class Trainer:
     def close(self) -> None:
         """Closes files and Orbax's threads."""
         self.feed.close()
-        self.metrics.close()
+        if self.events is not None and self.step >= self.config.num_steps:
+            self.events.hyperparameters(self.run.config(), self.metrics.rows)
+        self._close_logs()
         self.latest.close()
         self.best.close()

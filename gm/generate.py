@@ -106,6 +106,23 @@ def draw(
     return np.concatenate(parts)
 
 
+def as_lines(x: np.ndarray, symbols: str | None, unit: str) -> list[str]:
+    """Samples [N, L] as text: documents up to their end; numbers where there are none.
+
+    Args:
+      x: integers.
+      symbols: symbols[i] is the character of value i, or None.
+      unit: of the data set; "object" is of documents, where it has symbols.
+    """
+    if not symbols:
+        return [" ".join(map(str, row)) for row in x]
+    if unit == "object":
+        from gm.data.texts import decode
+
+        return decode(x, symbols)
+    return ["".join(symbols[v] for v in row) for row in x]
+
+
 def encode_prompt(text: str, symbols: str, room: int, end: int | None) -> np.ndarray:
     """The integers [P] that a text begins with.
 

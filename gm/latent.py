@@ -106,6 +106,7 @@ class PixelDecoder(SampledLatents):
         else:
             logits = params.reshape(*x.shape, self.num_values)
             log_px = categorical_log_prob(logits, x)
+        self.sow("maps", "map_reconstruction", log_px)  # for `bit_map`
         return sum_dims(log_px)
 
     def symbol_logits(self, params: jax.Array, x: jax.Array, channel: int) -> jax.Array:

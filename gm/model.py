@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gm.data.dataset import Dataset
 from gm.errors import InputError, did_you_mean
@@ -270,6 +271,42 @@ def example(model: LikelihoodModel, batch_size: int = 1) -> tuple[Any, Any]:
     if model.cond.kind == "image":
         return x, jnp.zeros((batch_size, *model.cond.shape), jnp.int32)
     return x, jnp.zeros((batch_size, model.cond.size), jnp.float32)
+
+
+def check_examples(
+    model: LikelihoodModel, x: np.ndarray, cond: np.ndarray | None, done: str
+) -> None:
+    """Refuses what a model has no probability for.
+
+    Args:
+      model: has a shape, a number of values and perhaps a condition.
+      x: examples, integers [N, *shape].
+      cond: [N, ...] or None.
+      done: what cannot be done with them, such as "compressed".
+
+    Raises:
+      InputError: another type or shape, a value out of range, or another condition.
+    """
+    if x.dtype.kind not in "uib" or x.shape[1:] != model.shape or not len(x):
+        raise InputError(
+            f"{x.dtype} {x.shape} cannot be {done}: the run models integers "
+            f"[N, {', '.join(map(str, model.shape))}]"
+        )
+    low, high = int(x.min()), int(x.max())
+    if low < 0 or high >= model.num_values:
+        raise InputError(
+            f"values from {low} to {high} cannot be {done}: the run models "
+            f"0 to {model.num_values - 1}"
+        )
+    if (cond is None) != (model.cond is None) or (
+        cond is not None and len(cond) != len(x)
+    ):
+        needs = model.cond.label if model.cond else "none"
+        raise InputError(
+            f"the run's condition is {needs}: give one for each of {len(x)} examples"
+            if model.cond
+            else "the run is unconditional: give no condition"
+        )
 
 
 def init_params(model: LikelihoodModel, key: jax.Array) -> Any:

@@ -1,5 +1,6 @@
 """Learning curves and bits as PNG."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,29 +41,50 @@ def _label(row: Row, rows: Sequence[Row]) -> str:
     )
 
 
+def learning_curve(row: Row) -> list[dict[str, float]]:
+    """What the run of a row measured on its validation split as it was trained.
+
+    Returns:
+      points of step, seconds and flops up to there, and bits in the row's unit.
+    """
+    metrics = read_metrics(Path(row["run"]) / "metrics.jsonl")
+    scale = math.prod(row["shape"]) if row["unit"] == "object" else 1
+    flops = row.get("train_flops", 0.0) / max(row.get("step", 0), 1)
+    return [
+        {
+            "step": m["step"],
+            "seconds": m.get("time/seconds", 0.0),
+            "flops": flops * m["step"],
+            "bits": m["valid/bpd"] * scale,
+        }
+        for m in metrics
+        if m.get("valid/bpd")
+    ]
+
+
+def shown_top(values: Sequence[float]) -> float | None:
+    """Where an axis of learning curves ends: at where models end, and how they got there.
+
+    Early values are far off. None for values that are all the same.
+    """
+    ordered = sorted(values)
+    top = ordered[int(0.9 * (len(ordered) - 1))]
+    return top + 0.3 * (top - ordered[0]) if top > ordered[0] else None
+
+
 def _learning_curves(title: str, ranked: Sequence[Row], path: Path) -> Path | None:
-    curves = []
-    for row in ranked:
-        metrics = read_metrics(Path(row["run"]) / "metrics.jsonl")
-        points = [(m["step"], m["valid/bpd"]) for m in metrics if m.get("valid/bpd")]
-        if points:
-            steps, bpd = zip(*points, strict=True)
-            dims = row["bits_per_object"] / row["bits_per_dim"]
-            scale = dims if row["unit"] == "object" else 1
-            curves.append((_label(row, ranked), steps, [b * scale for b in bpd]))
+    curves = [(_label(row, ranked), learning_curve(row)) for row in ranked]
+    curves = [(label, points) for label, points in curves if points]
     if not curves:
         return None
     figure, axes = _figure()
-    for label, steps, values in curves:
+    for label, points in curves:
+        steps, values = ([p[name] for p in points] for name in ("step", "bits"))
         axes.plot(steps, values, label=label, marker=".", markersize=4)
     floor = ranked[0]["entropy_floor_nats"]
     if floor:
         axes.axhline(in_unit(ranked[0], floor), color="black", ls="--", label="entropy")
-    # Early values are far off: the axis shows where models end, and how they came there.
-    lowest = min(min(v) for _, _, v in curves)
-    median = sorted(v for _, _, values in curves for v in values)
-    top = median[int(0.9 * (len(median) - 1))]
-    axes.set_ylim(top=top + 0.3 * (top - lowest) if top > lowest else None)
+    axes.set_ylim(top=shown_top([p["bits"] for _, points in curves for p in points]))
     axes.set(xlabel="step", ylabel=f"validation {unit_name(ranked[0])}", title=title)
     axes.legend(frameon=False)
     return _save(figure, path)

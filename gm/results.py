@@ -15,7 +15,7 @@ from gm import paired
 from gm.data.containers import read_npz
 from gm.errors import InputError
 from gm.likelihood import bits
-from gm.rundir import read_json
+from gm.rundir import nearest_run, read_json
 from gm.spec import Estimate
 
 Row = dict[str, Any]
@@ -74,11 +74,11 @@ def _check_row(row: Any, file: Path) -> None:
         raise InputError(f"{file}: not a result row ({told}); run `evaluate` again")
 
 
-def read_rows(paths: Iterable[str]) -> list[Row]:
+def read_rows(paths: Iterable[str], *, may_be_empty: bool = False) -> list[Row]:
     """Reads the result rows under run directories or directories of them.
 
     Raises:
-      InputError: a path without any row.
+      InputError: a path without any row, unless that may be.
     """
     paths = list(paths)
     # A run that is named twice counts once, unless it is held against itself.
@@ -86,9 +86,10 @@ def read_rows(paths: Iterable[str]) -> list[Row]:
     files: dict[Any, tuple[Path, str]] = {}
     for number, path in enumerate(paths):
         found = sorted(Path(path).glob("**/results/*.json"))
-        if not found:
+        if not found and not may_be_empty:
             raise InputError(
-                f"{path}: no results/*.json below it; run `evaluate` first"
+                f"{path}: no results/*.json below it{nearest_run(Path(path))}; run "
+                "`evaluate` first"
             )
         for file in found:
             key = (file.resolve(), number if itself else 0)
@@ -178,19 +179,23 @@ def group_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
     return tables
 
 
-def refuse_incomparable(rows: Sequence[Row]) -> None:
-    """Raises InputError where two paths were given and no row of one meets the other's."""
+def incomparable(rows: Sequence[Row]) -> str:
+    """Why two paths cannot be compared: no row of one meets one of the other's.
+
+    Returns:
+      What keeps them apart; "" where they can be, or where other than two were given.
+    """
     paths = list(dict.fromkeys(r["path"] for r in rows))
     if len(paths) != 2:
-        return
+        return ""
     a, b = ([r for r in rows if r["path"] == path] for path in paths)
     if {_key(r) for r in a} & {_key(r) for r in b}:
-        return
+        return ""
     # Of all pairs the one that differs least says most.
     x, y = min(
         ((x, y) for x in a for y in b), key=lambda p: len(differing_fields(p[0], p[1]))
     )
-    raise InputError(f"{paths[1]} cannot be compared with {paths[0]}: {explain(y, x)}")
+    return f"{paths[1]} cannot be compared with {paths[0]}: {explain(y, x)}"
 
 
 def unit_name(row: Row) -> str:
@@ -227,7 +232,7 @@ def configuration(row: Row) -> dict[str, Any]:
     return (
         dict(row.get("settings", {}))
         | {k: v for k, v in training.items() if k not in _NO_SETTING}
-        | {k: row.get(k) for k in ("precision", "num_importance_samples")}
+        | {k: row.get(k) for k in ("precision", "num_importance_samples", "init_from")}
         | {"checkpoint": str(row.get("checkpoint")).split(",")[0]}
     )
 

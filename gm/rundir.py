@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gm.errors import InputError
+from gm.errors import InputError, did_you_mean
 
 
 def cache_dir(*parts: str) -> Path:
@@ -30,6 +30,12 @@ def cache_dir(*parts: str) -> Path:
             "set GM_CACHE_DIR to a folder that can be written"
         ) from None
     return path
+
+
+def nearest_run(path: Path) -> str:
+    """'; did you mean X?' for the run beside it whose name is nearest, else ''."""
+    runs = [str(file.parent) for file in path.parent.glob("*/config.json")]
+    return did_you_mean(str(path), runs)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -112,6 +118,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def weights(self) -> Path:
+        """In a directory that `export` wrote: the parameters, in place of checkpoints."""
+        return self.path / "model.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per line."""
         return self.path / "metrics.jsonl"
@@ -131,9 +142,14 @@ class RunDirectory:
         """Creates and locks the directory, and proves that it can be written.
 
         Raises:
-          InputError: in use by another process, or read-only, or full.
+          InputError: in use by another process, or read-only, or full; or exported.
         """
         run = cls(path)
+        if run.weights.exists():
+            raise InputError(
+                f"--workdir={path}: an exported run, which is not trained on; give "
+                f"another directory, with --init_from={path}"
+            )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             lock = open(run.path / "LOCK", "a+")
@@ -156,13 +172,15 @@ class RunDirectory:
         return run
 
     @classmethod
-    def open_to_read(cls, path: str | os.PathLike) -> "RunDirectory":
-        """Opens a trained run; InputError where there is none."""
+    def open_to_read(
+        cls, path: str | os.PathLike, flag: str = "workdir"
+    ) -> "RunDirectory":
+        """Opens a trained run; InputError, naming the flag, where there is none."""
         run = cls(path)
         if not (run.path / "config.json").is_file():
             raise InputError(
-                f"--workdir={path}: no run here (config.json is missing); "
-                "give the --workdir of a `train` that was started"
+                f"--{flag}={path}: no run here (config.json is missing)"
+                f"{nearest_run(run.path)}; give the --workdir of a `train` that was started"
             )
         return run
 

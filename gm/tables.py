@@ -36,7 +36,13 @@ class Table:
     lines: list[list[str]]
     notes: list[str]
     bugs: list[str]  # results that cannot be
-    example: Row  # one of the rows
+    found: list[Contender]  # of the lines
+    apart: list[Row]  # not ranked: "apart" says why
+
+    @property
+    def example(self) -> Row:
+        """One of the rows."""
+        return self.found[0].rows[0]
 
 
 def value_text(row: Row) -> str:
@@ -195,7 +201,7 @@ def make_tables(rows: Sequence[Row]) -> list[Table]:
             )
         bugs = [bug_text(r) for r in [*ranked, *apart] if below_floor(r)]
         lines = [[c[n] for n in used] for c in cells]
-        tables.append(Table(title, used, lines, notes, bugs, ranked[0]))
+        tables.append(Table(title, used, lines, notes, bugs, found, apart))
     return tables
 
 

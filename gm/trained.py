@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gm.checkpoint import Checkpoints
+from gm.checkpoint import Checkpoints, flatten, unflatten
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
@@ -15,6 +15,7 @@ from gm.model import LikelihoodModel, ending, init_params, load_model
 from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec
+from gm.weights import read_weights
 
 
 def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
@@ -63,20 +64,32 @@ class Trained:
     run: RunDirectory
 
 
-def load(path: str | os.PathLike, checkpoint: str = "best") -> Trained:
-    """Reads a run directory.
+def load(
+    path: str | os.PathLike, checkpoint: str = "best", *, flag: str = "workdir"
+) -> Trained:
+    """Reads a run directory, or one that `export` made of it.
 
     Args:
       path: the --workdir of a training run.
       checkpoint: "best" by validation, "latest", or a step number that was kept.
+      flag: that the path was given by, for messages.
 
     Raises:
       InputError: no run there, or no sound checkpoint.
     """
-    run = RunDirectory.open_to_read(path)
+    run = RunDirectory.open_to_read(path, flag)
     values = run.config()
     config = RunConfig.from_json(values)
     model = rebuild_model(config, values["data"])
+    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    if run.weights.exists():
+        label, params, meta = read_weights(run.weights, like)
+        if checkpoint not in ("best", label):
+            raise InputError(
+                f"--checkpoint={checkpoint}: an exported run has but one ({label}); "
+                "leave it out"
+            )
+        return Trained(config, values["data"], model, params, label, meta, run)
     kind, step = checkpoint, None
     if checkpoint not in ("best", "latest"):
         if not checkpoint.isdecimal():
@@ -86,21 +99,31 @@ def load(path: str | os.PathLike, checkpoint: str = "best") -> Trained:
         kind, step = "latest", int(checkpoint)
     directory = run.checkpoints / kind
     if not directory.is_dir():
-        raise InputError(f"--workdir={path}: no checkpoint yet; let the training run")
+        raise InputError(f"--{flag}={path}: no checkpoint yet; let the training run")
     store = Checkpoints(directory, writable=False)
     found = store.restore(step=step)
     store.close()
     if found is None:
         raise InputError(
-            f"--workdir={path}: no sound {kind} checkpoint; start its training command "
+            f"--{flag}={path}: no sound {kind} checkpoint; start its training command "
             f"again{', or give --checkpoint=latest' if kind == 'best' else ''}"
         )
     step, flat, meta = found
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     params = store.select(flat, "ema_params", like, step)
     return Trained(
         config, values["data"], model, params, f"{kind}, step {step}", meta, run
     )
+
+
+def initial_params(path: str, model: LikelihoodModel) -> Any:
+    """The parameters of another run, or of an exported one, to begin a training with.
+
+    Raises:
+      InputError: no run there, or one with other parameters than the model's.
+    """
+    flat = flatten(load(path, flag="init_from").params)
+    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return unflatten(like, flat, f"--init_from={path}")
 
 
 def own_row(

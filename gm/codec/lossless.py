@@ -22,7 +22,7 @@ from gm.codec.integer import IntegerFlowCodec
 from gm.codec.latent import LatentCodec
 from gm.codec.program import Program
 from gm.errors import InputError
-from gm.model import LikelihoodModel
+from gm.model import LikelihoodModel, check_examples
 from gm.trained import Trained
 
 # Capabilities: the codec that they allow. The first that a model has is taken. What a
@@ -73,30 +73,6 @@ def _machine() -> str:
         return platform.processor() or platform.machine()
 
 
-def _checked(model, x, cond):
-    """Refuses what the model does not have a probability for."""
-    if x.dtype.kind not in "uib" or x.shape[1:] != model.shape or not len(x):
-        raise InputError(
-            f"{x.dtype} {x.shape} cannot be compressed: the run models integers "
-            f"[N, {', '.join(map(str, model.shape))}]"
-        )
-    low, high = int(x.min()), int(x.max())
-    if low < 0 or high >= model.num_values:
-        raise InputError(
-            f"values from {low} to {high} cannot be compressed: the run models "
-            f"0 to {model.num_values - 1}"
-        )
-    if (cond is None) != (model.cond is None) or (
-        cond is not None and len(cond) != len(x)
-    ):
-        needs = model.cond.label if model.cond else "none"
-        raise InputError(
-            f"the run's condition is {needs}: give one for each of {len(x)} examples"
-            if model.cond
-            else "the run is unconditional: give no condition"
-        )
-
-
 def _random_words(num_bits: int, seed: int) -> np.ndarray:
     """What a bits-back stack begins with."""
     count = -(-num_bits // 32)
@@ -134,7 +110,7 @@ def compress(
       InputError: examples that the model does not allow, or a model without a codec.
     """
     model = trained.model
-    _checked(model, x, cond)
+    check_examples(model, x, cond, "compressed")
     choice = codec_class(model)
     size = min(batch_size or choice.batch_size, len(x))
     if mesh is not None:

@@ -1,0 +1,242 @@
+"""Runs as Python and other people use them: `gm.load`, what is exported, event files."""
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from launch import REPO, SMALL, flip_bit, launch, one_error, train
+
+import gm
+from gm import trained
+from gm.checkpoint import state_digest
+from gm.errors import InputError
+from gm.export import export
+
+pytestmark = pytest.mark.xdist_group("run")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A run with a result row and event files; do not change it."""
+    path = tmp_path_factory.mktemp("runs") / "made"
+    flags = ("--set=width=16", *SMALL, "--evaluate=test", "--tensorboard")
+    status, _, err = train(path, *flags)
+    assert status == 0, err
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(path):
+    return gm.load(path)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return gm.load_data("digits").test.x
+
+
+@pytest.fixture(scope="module")
+def exported(path, tmp_path_factory):
+    """The same run as a directory to share; do not change it."""
+    out = tmp_path_factory.mktemp("shared") / "made"
+    return export(trained.load(path), out, license="apache-2.0")
+
+
+def test_importing_gm_is_cheap_and_its_names_are_there():
+    code = (
+        "import gm, sys; assert not {'jax', 'numpy'} & set(sys.modules); print(dir(gm))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for name in gm.__all__:
+        assert name in done.stdout.decode()
+        assert getattr(gm, name).__doc__
+        assert f"  {name}" in gm.__doc__
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        gm.laod  # noqa: B018
+
+
+def test_log_prob_is_that_of_the_row(run, x):
+    [row] = run.rows()
+    log_px = run.log_prob(x)
+    assert log_px.shape == (397,)
+    assert -log_px.mean() == pytest.approx(row["nats"], rel=1e-6)
+    assert run.bits_per_dim(x) == pytest.approx(row["bits_per_dim"], rel=1e-6)
+    assert repr(run) == "Run(made of digits, 8x8x1, best, step 20)"
+
+
+def test_sample_complete_compress(run, x):
+    drawn = run.sample(3, seed=1)
+    assert drawn.shape == (3, *run.shape)
+    np.testing.assert_array_equal(drawn, run.sample(3, seed=1))
+    assert not np.array_equal(drawn, run.sample(3, seed=2))
+    assert drawn.max() < run.num_values
+    found = run.complete(x[:2], "bottom", num_completions=3)
+    assert found.x.shape == (2, 3, *run.shape)
+    np.testing.assert_array_equal(found.x[:, 0, :4], x[:2, :4])
+    hidden = np.zeros(run.shape, bool)
+    hidden[4:] = True
+    same = run.complete(x[:2], hidden, num_completions=3)
+    np.testing.assert_array_equal(found.x, same.x)
+    data = run.compress(x[:40])
+    again, cond = run.decompress(data)
+    np.testing.assert_array_equal(again, x[:40])
+    assert (again.dtype, cond) == (x.dtype, None)
+
+
+def test_the_lines_of_the_readme_run(path, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "vae").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```py\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["seen"].shape == (16, 4, 8, 8, 1)
+    assert names["nats"].shape == (16,)
+
+
+def test_mistakes_are_told_in_one_line(run, x):
+    for call, told in {
+        lambda: run.log_prob(x[0]): "cannot be scored: the run models integers",
+        lambda: run.log_prob(x / 16): "float64 .* cannot be scored",
+        lambda: run.log_prob(x + 1): "values from 1 to 17 cannot be scored",
+        lambda: run.log_prob(x, np.zeros(397, int)): "the run is unconditional",
+        lambda: run.sample(2, np.zeros(2, int)): "the run's condition is none",
+        lambda: run.sample(2, temprature=2.0): "temprature: MADE has no such option",
+        lambda: run.complete(x[:1], np.zeros(3)): r"mask: float64 \(3,\); give bool",
+        lambda: run.complete(x[:1], "botom"): "did you mean bottom?",
+        lambda: gm.load("nowhere"): "nowhere: no run here",
+    }.items():
+        with pytest.raises(InputError, match=told):
+            call()
+
+
+def test_the_nearest_run_is_suggested(path):
+    with pytest.raises(InputError, match=f"did you mean {path}?"):
+        gm.load(path.with_name("mad"))
+    one_error(launch("compare", path.with_name("mad")), f"did you mean {path}?")
+
+
+def test_an_exported_run_gives_the_same_numbers(path, exported, run, x):
+    files = sorted(str(f.relative_to(exported)) for f in exported.rglob("*.*"))
+    results = ["results/test.json", "results/test.nats.npy"]
+    assert files == ["README.md", "config.json", "model.safetensors", *results]
+    shared = gm.load(exported)
+    assert shared.checkpoint == run.checkpoint
+    assert state_digest(shared.params) == state_digest(run.params)
+    np.testing.assert_array_equal(shared.log_prob(x[:9]), run.log_prob(x[:9]))
+    status, out, err = launch("evaluate", f"--workdir={exported}", "--split=valid")
+    assert status == 0, err
+    assert "digits valid: " in out
+    (exported / "results" / "valid.json").unlink()
+    (exported / "results" / "valid.nats.npy").unlink()
+
+
+def test_the_card_says_what_it_is(exported, run):
+    card = (exported / "README.md").read_text()
+    [row] = run.rows()
+    for part in (
+        'license: "apache-2.0"',
+        f"{row['bits_per_dim']:.4f} ± ",
+        row["split_sha256"][:16],
+        "--model=made --dataset=digits --set=width=16 --num_steps=20",
+        f"parameters sha256: {state_digest(run.params)}",
+        "scikit-learn",
+        "The licence of the data is that of its source",
+    ):
+        assert part in card, part
+
+
+def test_training_begins_with_the_parameters_of_another_run(path, exported, tmp_path):
+    def first(source, workdir):
+        flags = (
+            *SMALL,
+            "--set=width=16",
+            "--schedule=constant",
+            f"--init_from={source}",
+        )
+        status, _, err = train(tmp_path / workdir, *flags)
+        assert status == 0, err
+        lines = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
+        row = json.loads(lines[0])
+        return {k: v for k, v in row.items() if not k.startswith("time/")}
+
+    of_run, of_export = first(path, "a"), first(exported, "b")
+    assert of_run == of_export
+    before = (path / "metrics.jsonl").read_text().splitlines()
+    assert of_run["train/bpd"] < json.loads(before[0])["train/bpd"] - 0.02
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["init_from"] == str(path)
+    assert config["init_sha256"] == state_digest(gm.load(path).params)
+
+
+def test_what_cannot_be_exported_or_begun_with_is_refused(path, exported, tmp_path):
+    flags = (f"--init_from={exported}", *SMALL)
+    outcome = train(tmp_path / "a", *flags, "--set=width=8")
+    one_error(outcome, f"--init_from={exported}", "in the checkpoint")
+    assert not (tmp_path / "a").exists()
+    one_error(
+        train(tmp_path / "a", f"--init_from={tmp_path}"), "--init_from=", "no run"
+    )
+    one_error(train(exported, *SMALL, "--set=width=16"), "--init_from", "exported")
+    flags = (f"--workdir={path}", f"--output={exported}")
+    one_error(launch("export", *flags), f"--output={exported}: is there already")
+    with pytest.raises(
+        InputError, match="--checkpoint=latest: an exported run has but"
+    ):
+        trained.load(exported, "latest")
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    flip_bit(broken / "model.safetensors", 0.9)
+    with pytest.raises(InputError, match="sha256 of its parameters does not match"):
+        trained.load(broken)
+    (broken / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError, match="not weights that gm exported"):
+        trained.load(broken)
+
+
+def _events(directory):
+    """What TensorBoard reads: length, checksum, event, checksum; and so on."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for file in sorted(directory.glob("events.*")):
+        data = file.read_bytes()
+        while data:
+            [length] = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_event_files_have_scalars_samples_and_hyperparameters(path):
+    rows = [json.loads(t) for t in (path / "metrics.jsonl").read_text().splitlines()]
+    scalars, images, plugins = {}, [], set()
+    for event in _events(path / "tensorboard"):
+        for value in event.summary.value:
+            plugins.add(value.metadata.plugin_data.plugin_name)
+            if value.HasField("image"):
+                images.append(event.step)
+            elif value.HasField("simple_value"):
+                scalars[value.tag, event.step] = value.simple_value
+    assert images == [5, 10, 15, 20]
+    for row in rows:
+        for name in ("train/bpd", "grad_norm"):
+            assert scalars[name, row["step"]] == pytest.approx(row[name], rel=1e-6)
+    assert ("valid/bpd", 20) in scalars
+    assert "hparams" in plugins
+
+
+def test_event_files_begin_anew_where_a_run_is_resumed(tmp_path):
+    from gm.events import Events
+
+    for resumed in (0, 10):
+        events = Events(tmp_path, resumed)
+        for step in (5, 10, 15):
+            if step > resumed:
+                events.scalars(step, {"train/bpd": float(step)})
+        events.close()
+    starts = [e.step for e in _events(tmp_path) if e.HasField("session_log")]
+    assert starts == [11]
