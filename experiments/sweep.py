@@ -50,8 +50,10 @@ launcher.define_train_flags()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
-_OWN = ("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs")
-_OWN += ("launcher", "slurm", "status")
+_OWN = (
+    *("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs"),
+    *("launcher", "slurm", "status"),
+)
 _BY_CELL = ("workdir", "resolution", "seed", "set")
 
 

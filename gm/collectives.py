@@ -46,7 +46,7 @@ def _size(text: str) -> float:
     total = 0.0
     for kind, shape in _ARRAY.findall(text):
         digits = re.search(r"\d+", kind)
-        each = _BYTES.get(kind) or int(digits[0]) / 8 if digits or kind in _BYTES else 0
+        each = _BYTES.get(kind, int(digits[0]) / 8 if digits else 0)
         total += each * math.prod(int(n) for n in shape.split(",") if n)
     return total
 
