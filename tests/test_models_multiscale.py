@@ -26,7 +26,7 @@ def make(shape, num_values, cond=None, **fields):
     return model, parameters(model, "perturbed")
 
 
-@pytest.mark.parametrize("size", itertools.product((1, 2, 3, 5, 8), repeat=2))
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1), (3, 5), (8, 2)])
 def test_pyramid_is_a_bijection_of_any_size(size):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(1, 9, (2, *size, 3)))
@@ -175,11 +175,11 @@ def test_samples_follow_the_likelihood(shape, num_values, fields):
 
 
 def test_samples_of_odd_size_are_in_the_alphabet():
-    model, params = make((5, 7, 3), 40, CondSpec("class", 3))
+    model, params = make((5, 7, 2), 40, CondSpec("class", 3), base_size=3)
     rngs = {"sample": KEY}
     cond = jnp.arange(6) % 3
     x = np.asarray(model.apply({"params": params}, 6, cond, rngs=rngs, method="sample"))
-    assert x.shape == (6, 5, 7, 3)
+    assert x.shape == (6, 5, 7, 2)
     assert x.min() >= 0
     assert x.max() < 40
     assert (x[:3] != x[3:]).any()
