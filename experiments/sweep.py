@@ -49,8 +49,8 @@ launcher.define_train_flags()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
-_OWN = ("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs")
-_OWN += ("launcher", "slurm", "status")
+_AXES = ("models", "datasets", "resolutions", "seeds")
+_OWN = (*_AXES, "presets", "dry_run", "jobs", "launcher", "slurm", "status")
 _BY_CELL = ("workdir", "resolution", "seed", "set")
 
 

@@ -5,6 +5,7 @@ rest is little beside them. What is computed anew for the backward pass counts a
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -26,7 +27,7 @@ def _convolution(eqn):
 _PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _convolution}
 
 
-def _inner(value: Any):
+def _inner(value: Any) -> Iterator[Any]:
     """The jaxprs in a parameter of an equation."""
     if isinstance(value, list | tuple):
         for item in value:
