@@ -99,7 +99,8 @@ def _join():
     import jax
 
     try:
-        jax.distributed.initialize(address, count, number)
+        # A process that is lost ends the others within this time, not the default 100 s.
+        jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=20)
     except (ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())[:200]
         raise InputError(

@@ -50,10 +50,15 @@ launcher.define_train_flags()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
+<<<<<<< HEAD
 _OWN = (
     *("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs"),
     *("launcher", "slurm", "status"),
 )
+=======
+_AXES = ("models", "datasets", "resolutions", "seeds")
+_OWN = (*_AXES, "presets", "dry_run", "jobs", "launcher", "slurm", "status")
+>>>>>>> scale
 _BY_CELL = ("workdir", "resolution", "seed", "set")
 
 

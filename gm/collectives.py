@@ -13,7 +13,7 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5}
+_BYTES = {"pred": 1}  # of types whose name does not say their bits
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _RESULT = re.compile(r"= (.*?) ([a-z][a-z\-]*?)(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
@@ -46,7 +46,11 @@ def _size(text: str) -> float:
     total = 0.0
     for kind, shape in _ARRAY.findall(text):
         digits = re.search(r"\d+", kind)
+<<<<<<< HEAD
         each = _BYTES.get(kind, int(digits[0]) / 8 if digits else 0)
+=======
+        each = int(digits[0]) / 8 if digits else _BYTES.get(kind, 0)
+>>>>>>> scale
         total += each * math.prod(int(n) for n in shape.split(",") if n)
     return total
 

@@ -4,6 +4,8 @@ A test is marked `@pytest.mark.case(number)`, and says what it reached by
 `record_property("figure", text)`.
 """
 
+from collections import Counter
+
 import pytest
 
 CASES = {
@@ -51,15 +53,18 @@ def _outcomes(reporter):
 def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("--cases"):
         return
-    lines = {number: [] for number in CASES}
+    counts = {number: Counter() for number in CASES}
+    figures = {number: [] for number in CASES}
     for outcome, report in _outcomes(terminalreporter):
         told = dict(report.user_properties).get("figure")
+        test = report.nodeid.removeprefix("tests/").split("[")[0].replace(".py::", ": ")
         for name, number in report.user_properties:
             if name == "case":
-                test = report.nodeid.removeprefix("tests/").replace(".py::", ": ")
-                what = f"{outcome}: {told}" if told else outcome
-                lines[number].append(f"`{test}` {what}")
+                counts[number][f"`{test}` {outcome}"] += 1
+                figures[number] += [told] if told else []
     terminalreporter.write_line("| case | must hold | tests |\n| --- | --- | --- |")
     for number, text in CASES.items():
-        shown = "; ".join(lines[number]) or "not run"
-        terminalreporter.write_line(f"| {number} | {text} | {shown} |")
+        seen = counts[number].items()
+        shown = [f"{what}{f' x{n}' if n > 1 else ''}" for what, n in seen]
+        told = "; ".join([*shown, *figures[number]]) or "not run"
+        terminalreporter.write_line(f"| {number} | {text} | {told} |")

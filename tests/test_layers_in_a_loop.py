@@ -46,7 +46,7 @@ def test_a_loop_over_layers_changes_no_number(name, fields):
     found = value_and_gradient(looped, params)
     expected = value_and_gradient(one_by_one, params)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
         found,
         expected,
     )
@@ -86,7 +86,7 @@ def test_recomputing_layers_changes_no_number(name):
     plain, saving = make(name, **fields), make(name, **fields, remat=True)
     params = parameters(plain, "perturbed")
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
         value_and_gradient(saving, params),
         value_and_gradient(plain, params),
     )
