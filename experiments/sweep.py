@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -50,15 +49,8 @@ launcher.define_train_flags()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
-<<<<<<< HEAD
-_OWN = (
-    *("models", "datasets", "resolutions", "seeds", "presets", "dry_run", "jobs"),
-    *("launcher", "slurm", "status"),
-)
-=======
 _AXES = ("models", "datasets", "resolutions", "seeds")
 _OWN = (*_AXES, "presets", "dry_run", "jobs", "launcher", "slurm", "status")
->>>>>>> scale
 _BY_CELL = ("workdir", "resolution", "seed", "set")
 
 
@@ -199,14 +191,6 @@ def _run_all(cells: list[Cell]) -> int:
             worker.join()
     except KeyboardInterrupt:
         waiting.clear()  # the cells that run were interrupted too, and save
-        for worker in workers:
-            worker.join()
-        again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
-        print(
-            "stopped; the same command skips finished cells and resumes started ones:\n"
-            f"  {again}",
-            file=sys.stderr,
-        )
         raise
     if failed:
         print(

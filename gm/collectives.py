@@ -46,11 +46,7 @@ def _size(text: str) -> float:
     total = 0.0
     for kind, shape in _ARRAY.findall(text):
         digits = re.search(r"\d+", kind)
-<<<<<<< HEAD
-        each = _BYTES.get(kind, int(digits[0]) / 8 if digits else 0)
-=======
         each = int(digits[0]) / 8 if digits else _BYTES.get(kind, 0)
->>>>>>> scale
         total += each * math.prod(int(n) for n in shape.split(",") if n)
     return total
 
