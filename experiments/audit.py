@@ -1,8 +1,8 @@
 """Examines models: does each describe a distribution, and the one that it samples from?
 
-python -m experiments.audit --model=vae
-python -m experiments.audit --model=mypackage.mymodel --set=width=64
-python -m experiments.audit --all
+  python -m experiments.audit --model=vae
+  python -m experiments.audit --model=mypackage.mymodel --set=width=64
+  python -m experiments.audit --all
 
 The exit status is 1 if a check fails, 2 for a mistake. `--all` examines every file in
 gm/models and gm's evaluator. `pytest --gm-audit=mypackage.mymodel` runs the same checks

@@ -2,6 +2,8 @@
 
   python -m experiments.evaluate --workdir=runs/vae --split=test \
       --num_importance_samples=64
+  python -m experiments.evaluate --workdir=runs/vae --num_importance_samples=64 \
+      --k_curve --interval --bit_map
 """
 
 import dataclasses

@@ -43,7 +43,8 @@ def _figure(height: int, x: str, y: str) -> go.Figure:
         layout=dict(
             template=go.layout.Template(),
             height=height,
-            margin=dict(l=10, r=10, t=10, b=10),
+            margin=dict(l=10, r=10, t=30, b=10),
+            modebar=dict(bgcolor="rgba(0,0,0,0)", color="#77828f"),
             font=dict(family="system-ui, sans-serif", size=13),
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
@@ -97,7 +98,8 @@ def ranking(table: Table, place: str) -> Chart:
             figure.add_scatter(
                 x=ends,
                 y=[i, i],
-                mode="lines",
+                mode="lines+markers",  # an axis leaves room for markers alone
+                marker=dict(color=look.color, size=1),
                 line=dict(color=look.color, width=9),
                 opacity=0.35,
                 **shared,
@@ -283,7 +285,14 @@ def k_curves(table: Table, place: str) -> Chart | None:
     figure.update_xaxes(type="log", dtick=float(np.log10(2)), tickformat="d")
     summary = f"{len(with_curve)} bounds, with up to {most} importance samples."
     header = ["run", "k", unit, "2 standard errors"]
-    return Chart(f"{place}-k", "Bounds", summary, figure, header, lines)
+    return Chart(
+        f"{place}-k",
+        "Bounds against importance samples",
+        summary,
+        figure,
+        header,
+        lines,
+    )
 
 
 def bit_maps(
@@ -304,7 +313,7 @@ def bit_maps(
             continue
         what = found.rows[0]["bit_map"]
         height, width = values.shape
-        figure = _figure(80 if height == 1 else 250, "", "")
+        figure = _figure(100 if height == 1 else 270, "", "")
         figure.add_heatmap(
             z=np.round(values, 5),
             zmin=0,
@@ -314,7 +323,7 @@ def bit_maps(
             name=plain(found.label),
             hovertemplate="row %{y}, column %{x}: %{z:.3f} bits<extra></extra>",
         )
-        hidden: dict[str, Any] = dict(showticklabels=False, showgrid=False)
+        hidden: dict[str, Any] = dict(showticklabels=False, showgrid=False, ticks="")
         figure.update_xaxes(**hidden, constrain="domain")
         figure.update_yaxes(**hidden, constrain="domain", autorange="reversed")
         if height > 1:

@@ -6,8 +6,13 @@ const CONFIG = {
   modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
 };
 
+// Where a finger points there is no room for buttons, nor beside a small map.
+const pointed = matchMedia("(hover: hover) and (min-width: 40rem)").matches;
+
 for (const [id, { figure }] of Object.entries(CHARTS)) {
-  Plotly.newPlot(id, figure.data, figure.layout, CONFIG);
+  const small = figure.data[0].type === "heatmap";
+  const displayModeBar = pointed && !small;
+  Plotly.newPlot(id, figure.data, figure.layout, { ...CONFIG, displayModeBar });
 }
 
 function show(section, group, shown) {
