@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -191,6 +192,14 @@ def _run_all(cells: list[Cell]) -> int:
             worker.join()
     except KeyboardInterrupt:
         waiting.clear()  # the cells that run were interrupted too, and save
+        for worker in workers:
+            worker.join()
+        again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+        print(
+            "stopped; the same command skips finished cells and resumes started ones:\n"
+            f"  {again}",
+            file=sys.stderr,
+        )
         raise
     if failed:
         print(
