@@ -17,8 +17,8 @@ from gm import sharding
 from gm.config import TrainConfig
 from gm.data.dataset import ArraySplit, Dataset
 from gm.model import build
-from gm.plan import _as_given, compile_steps, peak_bytes
-from gm.train import init_state, make_optimizer, train_steps
+from gm.plan import compile_steps, peak_bytes
+from gm.train import init_state, make_optimizer
 
 
 def resident(key):
@@ -42,23 +42,17 @@ def main(name, side, batch_size, fields):
     config = TrainConfig(batch_size=int(batch_size), steps_per_dispatch=2)
     mesh = sharding.make_mesh()
     _, compiled, _ = compile_steps(model, config, mesh)
-    planned = peak_bytes(compiled)
-    optimizer = make_optimizer(config)
-    init = functools.partial(init_state, model, optimizer, 0)
+    init = functools.partial(init_state, model, make_optimizer(config), 0)
+    where = sharding.layout(mesh, jax.eval_shape(init))
+    start = jax.jit(init, out_shardings=where).lower().compile()
     batches = np.zeros((2, config.batch_size, *shape), np.uint8)
-    # Once, so that all is compiled and every thread has its stack.
-    args = (model, optimizer, config, _as_given)
-
-    def run():
-        state = sharding.initialize(mesh, init)
-        given = sharding.split(mesh, (batches, None), axis=1)
-        jax.block_until_ready(train_steps(*args, state, None, given, mesh=mesh))
-
-    run()
+    given = sharding.split(mesh, (batches, None), axis=1)
+    # All is compiled, and nothing has been run that could leave memory behind.
     forget()
     before = resident("VmRSS")
-    run()
-    print(json.dumps({"planned": planned, "measured": resident("VmHWM") - before}))
+    jax.block_until_ready(compiled(start(), None, given))
+    measured = resident("VmHWM") - before
+    print(json.dumps({"planned": peak_bytes(compiled), "measured": measured}))
 
 
 if __name__ == "__main__":
