@@ -235,7 +235,7 @@ def realnvp_steps(peers: Path, batch_size: int, steps: int) -> Contender:
     reference = import_from(
         peers / "nflows",
         "nflows.flows.realnvp",
-        absent=("UMNN",),
+        absent=("UMNN", "matplotlib"),
         bare=("nflows.flows",),
     )
     module = reference.SimpleRealNVP(64, 128, num_layers=6, num_blocks_per_layer=2)
