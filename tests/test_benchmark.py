@@ -25,11 +25,11 @@ def functions(file):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_cases_name_contenders_with_their_arguments(suite):
-    files = {file: functions(file) for file in ("ours", "peers")}
+    files = {file: functions(file) for file in ("ours", "peers", "peers_sampling")}
     assert len({case.name for case in SUITES[suite]}) == len(SUITES[suite])
     for case in SUITES[suite]:
         for file, function, arguments in (case.a, case.b):
             names, needed = files[file][function]
-            given = {*arguments, *(["peers"] if file == "peers" else [])}
+            given = {*arguments, *([] if file == "ours" else ["peers"])}
             assert given <= set(names), function
             assert set(needed) <= given, function

@@ -35,10 +35,10 @@ def test_a_loop_over_layers_changes_no_number(name, fields):
     one_by_one = make(name, **fields, scan_layers=False)
     looped = make(name, **fields, scan_layers=True)
     params = parameters(one_by_one, "perturbed")
-    again = init_params(looped, KEY)
+    again = parameters(looped, "initial")
     assert jax.tree.structure(again) == jax.tree.structure(params)
     for a, b in zip(
-        jax.tree.leaves(init_params(one_by_one, KEY)),
+        jax.tree.leaves(parameters(one_by_one, "initial")),
         jax.tree.leaves(again),
         strict=True,
     ):

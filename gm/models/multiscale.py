@@ -236,8 +236,8 @@ class Multiscale(SymbolModel):
             if told.ndim == 4:
                 local = jnp.pad(_of_level(told, level), pads)
             given = noise, x, self.sizes[level], local, temperature
-            drawn: Any = refinement.apply({"params": params}, *given, method="draw")
-            x = drawn
+            finer: Any = refinement.apply({"params": params}, *given, method="draw")
+            x = finer
         return x.reshape(num_samples, *self.shape)
 
 

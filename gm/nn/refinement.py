@@ -212,8 +212,8 @@ class Refinement(nn.Module):
                 noise = jax.random.fold_in(jax.random.fold_in(key, p), c)
                 seen = self._features(phases[:, :, :, p])
                 params = self.contexts[str(p)].read(h, seen, c)
-                given = params, near[..., c, :], exist[..., 0, :]
-                drawn = self._draw(noise, *given, temperature)
+                around = near[..., c, :], exist[..., 0, :]
+                drawn = self._draw(noise, params, *around, temperature)
                 drawn = jnp.where(there[..., p], drawn, 0)
                 phases = phases.at[:, :, :, p, c].set(drawn)
         return pyramid.join(phases, size)

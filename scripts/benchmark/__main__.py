@@ -10,7 +10,7 @@ per round; a ratio is CPU time of B over that of A (ours), above 1 where ours is
 Their numbers of parameters are equal, to 1 %, or the case is refused.
 
 The peers are not part of this repository. DIR holds checkouts, each in a folder of the
-repository's name, and --peer_python is a Python with PyTorch:
+repository's name, and --peer_python is a Python with torch, numpy and scipy:
 
   git clone https://github.com/EugenHotaj/pytorch-generative DIR/pytorch-generative
   git clone https://github.com/karpathy/nanoGPT DIR/nanoGPT
@@ -137,7 +137,12 @@ def main() -> int:
         print("| " + " | ".join(HEADER) + " |")
         print("| " + " | ".join(["---"] * len(HEADER)) + " |", flush=True)
     for case in cases:
-        measured[case.name] = result = _run(case, given)
+        try:
+            measured[case.name] = result = _run(case, given)
+        except SystemExit as error:  # the others can still be measured
+            print(f"{case.name}: {error}", file=sys.stderr)
+            good = False
+            continue
         good = good and result["reached"]
         cells = [case.name, *_figures(result, peak)]
         print("| " + " | ".join(cells) + " |", flush=True)

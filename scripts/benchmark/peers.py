@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contender import LOSS_SHAPE, MIXTURES, NUM_VALUES, SEED, Contender
+from contender import Contender
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +27,8 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 
 
-def _count(module: nn.Module) -> int:
+def num_weights(module: nn.Module) -> int:
+    """Number of trained parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -57,7 +58,7 @@ def _training(
 
     with FlopCounterMode(display=False) as counter:
         step()
-    return Contender(turn, steps, _count(module), counter.get_total_flops())
+    return Contender(turn, steps, num_weights(module), counter.get_total_flops())
 
 
 def _random(shape: tuple[int, ...], num_values: int) -> torch.Tensor:
@@ -76,7 +77,8 @@ def _bernoulli(module):
     return loss
 
 
-def _pytorch_generative(peers: Path, name: str) -> Any:
+def pytorch_generative(peers: Path, name: str) -> Any:
+    """A module of its autoregressive models."""
     return import_from(
         peers / "pytorch-generative",
         f"pytorch_generative.models.autoregressive.{name}",
@@ -84,25 +86,27 @@ def _pytorch_generative(peers: Path, name: str) -> Any:
     )
 
 
-def _gated(peers):
-    reference = _pytorch_generative(peers, "gated_pixel_cnn")
+def gated(peers: Path) -> Any:
+    """Its gated PixelCNN, of 5 layers."""
+    reference = pytorch_generative(peers, "gated_pixel_cnn")
     return reference.GatedPixelCNN(n_gated=5, gated_channels=32, head_channels=32)
 
 
-def _made(peers):
-    return _pytorch_generative(peers, "made").MADE(784, [500])
+def made(peers: Path) -> Any:
+    """Its MADE, 784-500."""
+    return pytorch_generative(peers, "made").MADE(784, [500])
 
 
 def made_step(peers: Path, batch_size: int) -> Contender:
     """EugenHotaj/pytorch-generative."""
-    module = _made(peers)
+    module = made(peers)
     x = _random((1024, 1, 28, 28), 2)
     return _training(module, _bernoulli(module), x, batch_size, 5)
 
 
 def gated_step(peers: Path, batch_size: int) -> Contender:
     """EugenHotaj/pytorch-generative."""
-    module = _gated(peers)
+    module = gated(peers)
     return _training(
         module, _bernoulli(module), _random((64, 1, 28, 28), 2), batch_size
     )
@@ -126,7 +130,7 @@ def glow_step(peers: Path, batch_size: int) -> Contender:
     return _training(module, loss, x, batch_size)
 
 
-def _pixelcnnpp(peers):
+def pixelcnnpp(peers: Path) -> Any:
     """(The network, its losses), without a line of Python 2 and without CUDA."""
     checkout = peers / "pixel-cnn-pp"
     source = (checkout / "utils.py").read_text().replace("print e\n", "print(e)\n")
@@ -144,7 +148,7 @@ def _pixelcnnpp(peers):
 
 def pixelcnnpp_step(peers: Path, batch_size: int) -> Contender:
     """pclucas14/pixel-cnn-pp."""
-    module, losses = _pixelcnnpp(peers)
+    module, losses = pixelcnnpp(peers)
     x = _random((64, 1, 28, 28), 256) * 2 / 255 - 1
 
     def loss(x):
@@ -154,7 +158,8 @@ def pixelcnnpp_step(peers: Path, batch_size: int) -> Contender:
     return _training(module, loss, x, batch_size)
 
 
-def _gpt(peers):
+def gpt(peers: Path) -> Any:
+    """784 tokens, 4 layers of width 128."""
     reference = import_from(peers / "nanoGPT", "model")
     config = reference.GPTConfig(
         block_size=784, vocab_size=256, n_layer=4, n_head=4, n_embd=128, bias=False
@@ -165,7 +170,7 @@ def _gpt(peers):
 
 def gpt_step(peers: Path, batch_size: int) -> Contender:
     """karpathy/nanoGPT, by its AdamW."""
-    module = _gpt(peers)
+    module = gpt(peers)
     x = _random((64, 785), 256).long()
 
     def loss(x):
@@ -230,7 +235,7 @@ def realnvp_steps(peers: Path, batch_size: int, steps: int) -> Contender:
     reference = import_from(
         peers / "nflows",
         "nflows.flows.realnvp",
-        absent=("UMNN",),
+        absent=("UMNN", "matplotlib"),
         bare=("nflows.flows",),
     )
     module = reference.SimpleRealNVP(64, 128, num_layers=6, num_blocks_per_layer=2)
@@ -240,146 +245,3 @@ def realnvp_steps(peers: Path, batch_size: int, steps: int) -> Contender:
         return -module.log_prob(x).mean()
 
     return _training(module, loss, x, batch_size, steps)
-
-
-# Sampling: the references run the whole network for every pixel.
-
-
-def _pixels(
-    module: nn.Module,
-    step: Callable[[], Any],
-    batch_size: int,
-    of: int,
-    count: int = 2,
-) -> Contender:
-    """`count` pixels of an image of `of`, which all cost the same."""
-    module.eval()
-
-    def turn():
-        with torch.no_grad():
-            for _ in range(count):
-                step()
-
-    notes = {"pixels timed": f"{count} of {of}"}
-    return Contender(turn, batch_size * count / of, _count(module), notes=notes)
-
-
-def _pytorch_generative_sample(module, side, batch_size):
-    """A pixel as in its AutoregressiveModel.sample."""
-    x = -torch.ones(batch_size, 1, side, side)
-
-    def step():
-        out = module.forward(x)[:, :, side // 2, side // 2]
-        torch.distributions.Bernoulli(logits=out).sample()
-
-    return _pixels(module, step, batch_size, side**2)
-
-
-def gated_sample(peers: Path, side: int, batch_size: int) -> Contender:
-    """EugenHotaj/pytorch-generative."""
-    return _pytorch_generative_sample(_gated(peers), side, batch_size)
-
-
-def snail_sample(peers: Path, batch_size: int) -> Contender:
-    """EugenHotaj/pytorch-generative."""
-    reference = _pytorch_generative(peers, "pixel_snail")
-    module = reference.PixelSNAIL(
-        n_channels=SNAIL_WIDTH,
-        n_pixel_snail_blocks=2,
-        n_residual_blocks=2,
-        attention_key_channels=4,
-        attention_value_channels=SNAIL_WIDTH // 2,
-    )
-    return _pytorch_generative_sample(module, 28, batch_size)
-
-
-SNAIL_WIDTH = 32
-
-
-def made_sample(peers: Path, batch_size: int) -> Contender:
-    """EugenHotaj/pytorch-generative: whole images, in its own loop."""
-    module = _made(peers).eval()
-    x = -torch.ones(batch_size, 1, 28, 28)
-    return Contender(
-        lambda: module.sample(conditioned_on=x), batch_size, _count(module)
-    )
-
-
-def pixelcnnpp_sample(peers: Path, batch_size: int) -> Contender:
-    """pclucas14/pixel-cnn-pp: a pixel as in the `sample` of its main.py."""
-    module, losses = _pixelcnnpp(peers)
-    x = torch.zeros(batch_size, 1, 28, 28)
-
-    def step():
-        with contextlib.redirect_stdout(None):
-            out = module(x, sample=True)
-            losses.sample_from_discretized_mix_logistic_1d(out, MIXTURES)
-
-    return _pixels(module, step, batch_size, 784, 1)
-
-
-def gpt_sample(peers: Path, batch_size: int) -> Contender:
-    """karpathy/nanoGPT: a token of `generate` at five lengths, by Simpson's rule."""
-    module = _gpt(peers).eval()
-    lengths, weights = (1, 196, 392, 588, 783), (1, 4, 2, 4, 1)
-    rows = [torch.zeros(batch_size, n, dtype=torch.long) for n in lengths]
-    # A turn takes a token at each of 12 places: 784 / 12 of it is an image.
-    places = [r for r, w in zip(rows, weights, strict=True) for _ in range(w)]
-
-    def turn():
-        for row in places:
-            module.generate(row, 1)
-
-    notes = {"tokens timed": f"{len(places)} of 784, by Simpson's rule"}
-    return Contender(turn, batch_size * len(places) / 784, _count(module), notes=notes)
-
-
-# Losses.
-
-
-def _loss(function, size):
-    rng = np.random.default_rng(SEED)
-    out = torch.tensor(
-        rng.standard_normal((*LOSS_SHAPE[:3], size)), dtype=torch.float32
-    )
-    x = torch.tensor(rng.integers(0, NUM_VALUES, LOSS_SHAPE))
-    out.requires_grad_()
-
-    def turn():
-        out.grad = None
-        function(out, x).backward()
-
-    return turn
-
-
-def mixture_loss(peers: Path) -> Contender:
-    """openai/vdvae."""
-    helpers = import_from(peers / "vdvae", "vae_helpers")
-    size = MIXTURES * (3 * LOSS_SHAPE[3] + 1)
-
-    def loss(out, x):
-        v = x.float() * (2 / (NUM_VALUES - 1)) - 1
-        return helpers.discretized_mix_logistic_loss(v, out).mean()
-
-    from errors import largest_error
-
-    def log_mass(mean, log_scale, x):
-        # One component, and three channels that are alike: it is a mean over them.
-        zeros = torch.zeros(len(x))
-        channel = [torch.tensor(mean), torch.tensor(log_scale), zeros]
-        out = torch.stack([zeros, *channel * 3], -1)[:, None, None]  # [N, 1, 1, 10]
-        v = torch.tensor(x, dtype=torch.float32) * (2 / (NUM_VALUES - 1)) - 1
-        v = v[:, None, None, None].expand(-1, 1, 1, 3)
-        return -helpers.discretized_mix_logistic_loss(v, out).numpy()
-
-    notes = {"largest error, nats": largest_error(log_mass)}
-    return Contender(_loss(loss, size), notes=notes)
-
-
-def softmax_loss(peers: Path) -> Contender:
-    """torch.nn.functional.cross_entropy."""
-
-    def loss(out, x):
-        return functional.cross_entropy(out.reshape(-1, NUM_VALUES), x.reshape(-1))
-
-    return Contender(_loss(loss, NUM_VALUES * LOSS_SHAPE[3]))

@@ -1,8 +1,8 @@
 """The comparisons: which contenders, and the ratio to reach.
 
 A is ours and B what it is held against; a ratio is CPU time of B over that of A. An entry
-(file, function, arguments) names a contender of ours.py or peers.py. The peers' cases need
---peers. Gates of None are only reported.
+(file, function, arguments) names a contender of ours.py, peers.py or peers_sampling.py. The
+peers' cases need --peers. Gates of None are only reported.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Case:
     @property
     def has_peer(self) -> bool:
         """Whether B is of another code base."""
-        return self.b[0] == "peers"
+        return self.b[0] != "ours"
 
 
 def ours(function: str, **arguments: Any) -> tuple[str, str, dict[str, Any]]:
@@ -32,8 +32,9 @@ def ours(function: str, **arguments: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def theirs(function: str, **arguments: Any) -> tuple[str, str, dict[str, Any]]:
-    """A contender of peers.py."""
-    return "peers", function, arguments
+    """A contender of peers.py, or of peers_sampling.py."""
+    trains = function.endswith(("_step", "_steps"))
+    return "peers" if trains else "peers_sampling", function, arguments
 
 
 GATED: dict[str, Any] = dict(width=32, depth=5, head_width=32)
