@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import hashlib
 import signal
 import subprocess
 import sys
@@ -15,10 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments import launcher
 from gm.errors import InputError
 from gm.rundir import read_json, write_json
 
 STOPPED = (83, 130)  # what `train` returns where it was asked to stop and has saved
+
+
+def cell_name(parts: list[str]) -> str:
+    """The name of a cell's directory: no path, and not too long for a file system."""
+    name = "_".join(launcher.safe_name(p).strip(".") for p in parts)
+    if len(name.encode()) > 200:
+        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ The page needs no network and no server: open the file. With --watch tables and 
 made again whenever a run below the paths has written something, until Ctrl-C.
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -141,6 +142,8 @@ def _written(paths: list[str]) -> list[tuple[str, int]]:
 def _watch(paths: list[str]) -> int:
     """Compares again and again; Ctrl-C ends it, and leaves a page that stays as it is."""
     before = None
+    # Also where it was started in the background, which lets it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
             now = _written(paths)

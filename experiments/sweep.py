@@ -10,7 +10,6 @@ Slurm jobs; --status tells from anywhere how far they are.
 """
 
 import contextlib
-import hashlib
 import itertools
 import os
 import shlex
@@ -24,7 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launcher
-from experiments.cell import Cell
+from experiments.cell import Cell, cell_name
 from gm.errors import InputError, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -86,14 +85,6 @@ def _choices(models: list[str]) -> dict[str, list[dict[str, str]]]:
         ]
         for model, named in axes.items()
     }
-
-
-def cell_name(parts: list[str]) -> str:
-    """The name of a cell's directory: no path, and not too long for a file system."""
-    name = "_".join(launcher.safe_name(p).strip(".") for p in parts)
-    if len(name.encode()) > 200:
-        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return name
 
 
 def cells() -> dict[str, list[str]]:

@@ -145,12 +145,12 @@ class RunDirectory:
           InputError: in use by another process, or read-only, or full; or exported.
         """
         run = cls(path)
-        if run.weights.exists():
-            raise InputError(
-                f"--workdir={path}: an exported run, which is not trained on; give "
-                f"another directory, with --init_from={path}"
-            )
         try:
+            if run.weights.exists():
+                raise InputError(
+                    f"--workdir={path}: an exported run, which is not trained on; give "
+                    f"another directory, with --init_from={path}"
+                )
             run.path.mkdir(parents=True, exist_ok=True)
             lock = open(run.path / "LOCK", "a+")
             if not _locked(lock):

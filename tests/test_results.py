@@ -90,7 +90,7 @@ def test_a_non_finite_example_is_named_and_never_left_out(monkeypatch):
     digits = data.load("digits")
     model = build("made", digits, {"width": 8})
 
-    def broken(model, params, x, cond, indices, key, draws):
+    def broken(model, params, x, cond, indices, *rest):
         log_px = jnp.where(indices == 3, jnp.nan, -1.0)
         return log_px[None], {"symbols": log_px}
 

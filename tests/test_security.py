@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch import REPO, launch, one_error
 
-from experiments import launcher, sweep
-from experiments.cell import read_state
+from experiments import launcher
+from experiments.cell import cell_name, read_state
 from experiments.status import table
 from gm.codec import archive
 from gm.codec.header import unpack
@@ -56,7 +56,7 @@ def test_no_line_of_ours_runs_what_it_reads():
 @given(st.text(max_size=300))
 @QUICK
 def test_file_names_stay_in_their_folder(text):
-    for name in (sweep.cell_name([text, "made"]), launcher.safe_name(text) + ".json"):
+    for name in (cell_name([text, "made"]), launcher.safe_name(text) + ".json"):
         path = Path("/root/of/runs") / name
         assert path.parent == Path("/root/of/runs")
         assert path.resolve().parent == Path("/root/of/runs")
