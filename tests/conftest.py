@@ -5,6 +5,7 @@ model of your own, from the directory where `import my_package.my_model` works.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -37,10 +38,28 @@ def pytest_generate_tests(metafunc):
 
         sys.path.insert(0, os.getcwd())
         names = metafunc.config.getoption("--model") or model_names()
-        # The tests of a model share compiled programs, so they share a worker.
-        group = pytest.mark.xdist_group
-        params = [pytest.param(name, marks=group(name)) for name in names]
-        metafunc.parametrize("model_name", params)
+        metafunc.parametrize("model_name", names)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of a model share compiled programs, those of a file its runs: one worker.
+
+    pytest 9.2 no longer lets xdist_group say so.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    from gm.model import model_names
+
+    names = {*model_names(), *config.getoption("--model")}
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, test = nodeid.partition("::")
+            first = re.split(r"[\[\]-]", test)[1:2]  # what a test is parametrized by
+            return first[0] if first and first[0] in names else path
+
+    return Scheduler(config, log)
 
 
 MAX_MAPS = 30_000  # Linux allows a process 65,530 memory maps; beyond, XLA crashes

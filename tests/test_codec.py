@@ -25,8 +25,6 @@ from gm.rundir import read_json
 from gm.spec import CondSpec
 from gm.train import init_state, make_optimizer, train_step
 
-pytestmark = pytest.mark.xdist_group("codec")  # compiled networks serve several tests
-
 
 @pytest.fixture(autouse=True, scope="module")
 def cache_of_small_programs():
@@ -413,7 +411,8 @@ def test_the_nats_of_any_type_are_measured_alike():
     from experiments.compress import _measured_nats
 
     run, x = learnt("made")
-    found = [_measured_nats(run, x[:5].astype(d), None) for d in ("u1", ">i2", "i8")]
+    types = ("u1", ">i2", "i8")
+    found = [_measured_nats(run, x[:5].astype(d), None, None) for d in types]
     assert len(set(found)) == 1
 
 
@@ -433,14 +432,14 @@ def test_a_failure_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(compress, "_measured_nats", lambda *_: 1 / 0)
     with flagsaver.flagsaver(**names):
         with pytest.raises(ZeroDivisionError):
-            compress._compress(run)
+            compress._compress(run, None)
         assert not path.exists()
         model, params = make("made", "colour")
         path.write_bytes(codec.compress(run_of(model, params), *examples(model, 3),
                                         source={"kind": "array"}))  # fmt: skip
         monkeypatch.setattr(codec, "decompress", None)
         with pytest.raises(InputError, match=r"name an \.npz"):
-            compress._decompress(run)
+            compress._decompress(run, None)
     assert not output.exists()
 
 

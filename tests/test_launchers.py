@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.xdist_group("launchers")  # one sweep serves them all
 SMALL = ["--num_steps=20", "--valid_every=20", "--batch_size=16"]
 
 

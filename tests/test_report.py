@@ -20,7 +20,6 @@ from gm.config import RunConfig, TrainConfig
 from gm.report import write_report
 from gm.rundir import write_json
 
-pytestmark = pytest.mark.xdist_group("report")
 EVIL = (
     '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>%{x}'
 )

@@ -17,8 +17,6 @@ from gm.checkpoint import state_digest
 from gm.errors import InputError
 from gm.export import export
 
-pytestmark = pytest.mark.xdist_group("run")
-
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):

@@ -180,7 +180,9 @@ def quick_jit(
 ) -> Callable[..., Any]:
     """jax.jit that compiles in a third of the time, for what is run a few times."""
     options = None
-    if jax.default_backend() == "cpu":  # as well as ever otherwise, whatever XLA_FLAGS say
+    if (
+        jax.default_backend() == "cpu"
+    ):  # as well as ever otherwise, whatever XLA_FLAGS say
         options = {"xla_backend_optimization_level": 0 if quick else 3}
     jitted: Callable[..., Any] = jax.jit(
         function, static_argnames=static, compiler_options=options
