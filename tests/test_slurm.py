@@ -17,7 +17,7 @@ from launch import REPO, launch, start
 
 from experiments.cell import read_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 CONF = """
 ClusterName=test
