@@ -225,16 +225,17 @@ PRESETS = {
         learning_rate=3e-3,
         ema_decay=0.99,
     ),
-    # Gated, at the size of a public implementation; 20 epochs, at 119 images/s on a core.
+    # Gated, at the size of a public implementation; 6 epochs.
     "binarized_mnist/pixelcnn": preset(
-        NOT_RUN,
+        "88.813 ± 0.202 nats",
         {},
-        num_steps=20000,
+        num_steps=6000,
         batch_size=50,
         learning_rate=2e-3,
         valid_every=1000,
         save_every=500,
         num_valid_examples=1000,
+        measured="seed 0, 43 min of a CPU core, c069600",
         published="PixelCNN",
     ),
     "digits/pixelcnnpp": preset(
