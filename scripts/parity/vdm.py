@@ -59,7 +59,11 @@ def compare(checkout: Path) -> Iterator[Row]:
             rngs={"sample": keys["sample"]},
         )
     loss = out.loss_recon + out.loss_klz + out.loss_diff
-    with _given(noise), unittest.mock.patch("gm.models.vdm.scale", _centres):
+    centred = [
+        unittest.mock.patch(f"gm.{module}.scale", _centres)
+        for module in ("models.vdm", "nn.diffusion")
+    ]
+    with _given(noise), centred[0], centred[1]:
         log_px = log_prob(ours, params, x, None, jax.random.key(0), train=True)[0]
     yield Row(
         "vdm",
