@@ -64,7 +64,11 @@ def _compress(found: Any, mesh: Any) -> None:
     if FLAGS.input is not None:
         path = Path(FLAGS.input).expanduser()
         whole = read_whole(
-            path, found.model.shape, found.model.cond, found.data["symbols"]
+            path,
+            found.model.shape,
+            found.model.cond,
+            found.data["symbols"],
+            found.data.get("end"),
         )
         name = path.name
     else:

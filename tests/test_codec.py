@@ -407,6 +407,31 @@ def test_images_that_would_be_changed_are_refused(tmp_path):
         read_whole(tmp_path, (64,))
 
 
+@pytest.mark.parametrize("text", ["ab\nba\n", "ab\n\nb", "\n", "aab\n\n"])
+def test_lines_come_back_byte_for_byte(text, tmp_path):
+    """Of a run on texts: each line is an example, and padding costs nothing."""
+    model = load_model("made").Model(shape=(4,), num_values=3, end=0, width=8)
+    params = init_params(model, jax.random.key(0))
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    whole = read_whole(path, (4,), symbols="\nab", end=0)
+    assert len(whole.x) == len(text.splitlines())
+    data = codec.compress(run_of(model, params), whole.x, source=whole.source)
+    x, cond = codec.decompress(run_of(model, params), data)
+    header = codec.read_header(data)
+    assert write_again(x, cond, header["source"], "\nab", ".txt") == text.encode()
+
+
+def test_lines_that_the_run_cannot_model_are_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a\nabab\n")
+    with pytest.raises(InputError, match="line 2 has 4 characters; .* up to 3"):
+        read_whole(path, (4,), symbols="\nab", end=0)
+    path.write_text("a\nabc\n")
+    with pytest.raises(InputError, match="'c' in line 2, column 3"):
+        read_whole(path, (4,), symbols="\nab", end=0)
+
+
 def test_the_nats_of_any_type_are_measured_alike():
     from experiments.compress import _measured_nats
 

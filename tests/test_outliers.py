@@ -21,8 +21,18 @@ from gm.flow import FlowModel
 from gm.latent import LatentModel
 from gm.likelihood import normal_kl, sum_dims
 from gm.model import load_model, log_prob
-from gm.outliers import Fitted, Models, choose, compare, score, sets, statistics
+from gm.outliers import (
+    INLIER,
+    Fitted,
+    Models,
+    choose,
+    compare,
+    score,
+    sets,
+    statistics,
+)
 from gm.outliers.measures import measures, weighted_measures
+from gm.outliers.picture import edges
 from gm.outliers.scores import dimensions, local_dimension
 
 SHAPE, VALUES = (4, 4, 1), 5
@@ -87,6 +97,17 @@ def test_a_score_that_is_not_finite_is_the_most_outlying():
 
 
 # Scores, by hand.
+
+
+def test_bins_show_the_inliers_beside_far_outliers():
+    rng = np.random.default_rng(0)
+    values = {INLIER: rng.normal(size=500), "far": rng.normal(1e6, 1, 500)}
+    counts = np.histogram(values[INLIER], edges(values))[0]
+    assert (counts > 0).sum() > 10
+    near = {INLIER: values[INLIER], "near": values[INLIER] + 1}
+    low, high = edges(near)[[0, -1]]
+    assert -4 < low < -2
+    assert 3 < high < 5
 
 
 def test_likelihood_scores_by_hand(made):

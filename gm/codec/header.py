@@ -60,6 +60,9 @@ def _check_header(header: dict[str, Any], body_bytes: int) -> None:
         sized = all(map(_is_count, shape))
         if not sized or math.prod(shape) != math.prod(header["shape"]):
             raise ValueError("its shape is not that of its examples")
+    elif source["kind"] == "lines":
+        if not isinstance(source["last_ends"], bool):
+            raise ValueError(f"its source is {source!r:.40}")
     elif source["kind"] != "text" or not _is_count(source["length"]):
         raise ValueError(f"its source is {source!r:.40}")
     if not str(source.get("key", "x")).isidentifier() or source.get("key") == "file":

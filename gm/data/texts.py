@@ -65,7 +65,9 @@ def load(
             f"{path}: no texts of two different characters"
             + (f" and less than {length} of them (--resolution)" if left else "")
         )
-    given = {k: (_encode(t, length, symbols, str(path)), None) for k, t in kept.items()}
+    given = {
+        k: (encode_lines(t, length, symbols, str(path)), None) for k, t in kept.items()
+    }
     digests = [t.encode() for t in kept.get("train", ())]
     splits, rule = complete(given, digests, str(path))
     return Dataset(
@@ -124,8 +126,14 @@ def _strings(
             yield from _strings(item, inside, listed=key == "text")
 
 
-def _encode(texts: Sequence[str], length: int, symbols: str, where: str) -> np.ndarray:
-    """Integers [N, length]: characters, then 0."""
+def encode_lines(
+    texts: Sequence[str], length: int, symbols: str, where: str
+) -> np.ndarray:
+    """Integers [N, length]: the characters of each text, then 0.
+
+    Raises:
+      InputError: a character that is none of `symbols`; begins with `where`.
+    """
     whole = "".join(t.ljust(length, END) for t in texts)
     dtype = np.uint8 if len(symbols) <= 256 else np.int32
     return encode_text(whole, symbols, where).astype(dtype).reshape(-1, length)

@@ -10,6 +10,7 @@ import numpy as np
 from gm.data import folder
 from gm.data.containers import check_size, read_npz, reading
 from gm.data.files import encode_text
+from gm.data.texts import END, decode, encode_lines
 from gm.errors import InputError
 from gm.spec import CondSpec
 
@@ -22,7 +23,7 @@ class Whole:
     cond: np.ndarray | None  # [N] labels of the file's own type, for a run on them
     source: dict[
         str, Any
-    ]  # JSON: kind "array", its shape and key; or "text", its length
+    ]  # JSON: kind "array", its shape and key; "text", its length; or "lines"
 
 
 def read_whole(
@@ -30,6 +31,7 @@ def read_whole(
     shape: tuple[int, ...],
     cond: CondSpec | None = None,
     symbols: str | None = None,
+    end: int | None = None,
 ) -> Whole:
     """Reads an .npy, an .npz (x or images; labels), a folder of images, or a text.
 
@@ -42,6 +44,7 @@ def read_whole(
         last is filled up), and images in a folder are of this size.
       cond: what the run conditions on: labels are then required.
       symbols: the characters of a run on text.
+      end: the value that ends a text, for a run on texts: each line is an example.
 
     Raises:
       InputError: missing, damaged, nothing that the run could model, or more than it
@@ -65,8 +68,13 @@ def read_whole(
             "not trained on text"
         )
     else:
-        x, length = _text(path, symbols, shape[0])
-        source = {"kind": "text", "length": length}
+        text = _read_text(path)
+        if end is None:
+            x = _windows(path, text, symbols, shape[0])
+            source = {"kind": "text", "length": len(text)}
+        else:
+            x = _lines(path, text, symbols, shape[0])
+            source = {"kind": "lines", "last_ends": text.endswith(END)}
     if cond is None:
         return Whole(x, None, source)
     if labels is None or cond.kind != "class":
@@ -131,8 +139,7 @@ def _array(path, cond):
     return key, np.ascontiguousarray(x), labels
 
 
-def _text(path, symbols, length):
-    """(windows [N, length], number of characters)."""
+def _read_text(path):
     check_size(path.stat().st_size, path)
     try:
         text = path.read_bytes().decode()
@@ -140,10 +147,29 @@ def _text(path, symbols, length):
         raise InputError(f"--input={path}: not UTF-8 at byte {error.start}") from None
     if not text:
         raise InputError(f"--input={path}: is empty")
+    return text
+
+
+def _windows(path, text, symbols, length):
+    """[N, length]; the last window is filled up with value 0."""
     values = encode_text(text, symbols, f"--input={path}")
     x = np.zeros(-(-len(values) // length) * length, np.int32)
     x[: len(values)] = values
-    return x.reshape(-1, length), len(values)
+    return x.reshape(-1, length)
+
+
+def _lines(path, text, symbols, length):
+    """[N, length]: a line each, and its END, which fills the rest."""
+    lines = text.removesuffix(END).split(END)
+    longest = max(range(len(lines)), key=lambda i: len(lines[i]))
+    if len(lines[longest]) >= length:
+        raise InputError(
+            f"--input={path}: line {longest + 1} has {len(lines[longest])} characters; "
+            f"the run models texts of up to {length - 1}"
+        )
+    where = f"--input={path}"
+    encode_text(text, symbols, where)  # names the line of an unknown character
+    return encode_lines(lines, length, symbols, where).astype(np.int32)
 
 
 def check_suffix(conditional: bool, source: dict[str, Any], suffix: str) -> None:
@@ -173,6 +199,9 @@ def write_again(
       InputError: as `check_suffix`.
     """
     check_suffix(cond is not None, source, suffix)
+    if source["kind"] == "lines" and symbols is not None:
+        last = END if source["last_ends"] else ""
+        return (END.join(decode(x, symbols)) + last).encode()
     if source["kind"] == "text" and symbols is not None:
         values = x.ravel()[: source["length"]].tolist()
         return "".join(symbols[v] for v in values).encode()

@@ -13,11 +13,19 @@ _ORDER = ("likelihood", "complexity", "likelihood_ratio", "dose", "likelihood_re
           "lid", "typicality", "gradient_norm", "waic", "dose_svm")  # fmt: skip
 
 
-def _edges(values: list[np.ndarray]) -> np.ndarray:
-    """Edges of bins that hold all but the farthest of each set, inliers' tails too."""
-    finite = [v[np.isfinite(v)] for v in values]
-    low = min(np.quantile(v, 0.01) for v in finite if len(v))
-    high = max(np.quantile(v, 0.99) for v in finite if len(v))
+def edges(values: dict[str, np.ndarray]) -> np.ndarray:
+    """Edges of bins that show the inliers: their range, and twice that on either side.
+
+    Sets farther away fall into the last bins; nearer ones end the bins earlier.
+    """
+    finite = {name: v[np.isfinite(v)] for name, v in values.items()}
+    ends = [np.quantile(v, (0.01, 0.99)) for v in finite.values() if len(v)]
+    low, high = np.min(ends, axis=0)[0], np.max(ends, axis=0)[1]
+    if len(finite[INLIER]):
+        first, last = np.quantile(finite[INLIER], (0.01, 0.99))
+        reach = 2 * (last - first)
+        if reach > 0:
+            low, high = max(low, first - reach), min(high, last + reach)
     return np.linspace(low, high if high > low else low + 1, 61)
 
 
@@ -55,16 +63,16 @@ def histograms(found: Comparison, title: str) -> Any:
 def _panel(axes, name, found):
     """One score: the density of each set; beyond the bins is put into the last ones."""
     values = found.scores[name]
-    edges = _edges(list(values.values()))
+    bins = edges(values)
     for i, (where, score) in enumerate(values.items()):
         label = where
         if where != INLIER:
             auroc = found.measures[name][where]["auroc"].value
             label = f"{where}: {auroc:.3f}"
-        score = np.nan_to_num(score, nan=edges[-1], posinf=edges[-1], neginf=edges[0])
+        score = np.nan_to_num(score, nan=bins[-1], posinf=bins[-1], neginf=bins[0])
         axes.hist(
-            np.clip(score, edges[0], edges[-1]),
-            edges,
+            np.clip(score, bins[0], bins[-1]),
+            bins,
             weights=np.full(len(score), 1 / len(score)),
             histtype="stepfilled" if where == INLIER else "step",
             color="0.75" if where == INLIER else f"C{i - 1}",
