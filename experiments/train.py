@@ -134,6 +134,7 @@ def _open_run(config, dataset, start):
 
 def _prepare(config, dataset, model, mesh):
     """A trainer of the run, restored; nothing is compiled before this."""
+    from experiments import presets
     from gm.fit import Trainer
     from gm.rundir import RunDirectory
     from gm.sharding import agree, is_primary
@@ -144,7 +145,8 @@ def _prepare(config, dataset, model, mesh):
     run = _open_run(config, dataset, start) if is_primary() else there
     agree(True)  # the others wait until the directory is there
     given = (dataset, config.train, run, mesh, start)
-    return Trainer(model, *given, tensorboard=FLAGS.tensorboard)
+    recorded = presets.find(FLAGS.preset)["curve"] if FLAGS.preset else {}
+    return Trainer(model, *given, tensorboard=FLAGS.tensorboard, recorded=recorded)
 
 
 def main(argv: list[str]) -> int:

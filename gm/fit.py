@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,7 @@ class Trainer:
         start: Any = None,
         *,
         tensorboard: bool = False,
+        recorded: Mapping[int, float] | None = None,
     ):
         """Restores the newest sound checkpoint, or initialises.
 
@@ -65,6 +66,7 @@ class Trainer:
           mesh: of the devices; None: all of them along `data`.
           start: parameters to begin with; None: the model's initial ones.
           tensorboard: whether to write event files too.
+          recorded: {step: validation bits/dim} of an earlier run, shown beside ours.
 
         Raises:
           InputError: a configuration that cannot be run.
@@ -94,7 +96,7 @@ class Trainer:
         self._valid_order = order[: config.num_valid_examples]
         self.feed = self._read_ahead(int(self.state.rollbacks))
         self.flops = 0.0  # of one step; known once it is traced
-        self._tensorboard = tensorboard
+        self._tensorboard, self._recorded = tensorboard, recorded or {}
         self._open_logs()
 
     def _read_ahead(self, rollbacks):
@@ -289,6 +291,8 @@ class Trainer:
         text = f"train {bpd.mean():.4f} bits/dim" if bpd.size else "not finite"
         if "valid/bpd" in row:
             self._valid_text = f", valid {row['valid/bpd']:.4f}"
+            if self.step in self._recorded:
+                self._valid_text += f" (recorded: {self._recorded[self.step]:.4f})"
         text += f"{self._valid_text}, {speed:.0f} examples/s, data wait {idle:.1%}"
         progress.update(self.step, text, line="valid/bpd" in row)
 

@@ -201,6 +201,17 @@ def test_best_by_validation_is_kept_beside_the_latest(tmp_path):
     trainer.close()
 
 
+def test_an_earlier_run_is_shown_beside_a_validation(tmp_path, capsys):
+    model, dataset, config, _ = tiny(num_steps=4, valid_every=2, steps_per_dispatch=2)
+    run = RunDirectory.open_for_training(tmp_path / "run")
+    trainer = Trainer(model, dataset, config, run, recorded={2: 1.25, 3: 9.0})
+    trainer.fit()
+    trainer.close()
+    shown = capsys.readouterr().err
+    assert shown.count("(recorded: 1.2500)") == 1
+    assert "9.0" not in shown
+
+
 def test_split_smaller_than_a_batch_is_refused():
     _, dataset, _, _ = tiny()
     config = TrainConfig(batch_size=5000)

@@ -11,6 +11,7 @@ def preset(
     *,
     published: str = "",
     measured: str = "",
+    curve: dict[int, float] | None = None,
     **flags: Any,
 ) -> dict[str, Any]:
     """Flags that were tried, with what they gave.
@@ -20,10 +21,12 @@ def preset(
       model_fields: what --set says.
       published: the model of published.json whose number is the target.
       measured: of a number on real data, its cost: commit, seeds, time, device.
+      curve: bits/dim on the validation examples that the run had after so many steps;
+        `train` shows them beside its own.
       **flags: of `train`.
     """
     about = {"obtained": obtained, "published": published, "measured": measured}
-    return about | {"flags": flags | {"set": model_fields}}
+    return about | {"curve": curve or {}, "flags": flags | {"set": model_fields}}
 
 
 def static_mnist(model_fields: dict[str, Any], **changes: Any) -> dict[str, Any]:
