@@ -21,6 +21,16 @@ PRESETS = {
         learning_rate=2e-3,
         num_importance_samples=8,
     ),
+    "mnist/realnvp": preset(
+        NOT_RUN,
+        dict(width=32, depth=1),
+        num_steps=5000,
+        batch_size=64,
+        learning_rate=2e-3,
+        valid_every=500,
+        save_every=500,
+        num_valid_examples=1000,
+    ),
     "solids/realnvp": preset(
         "<= 1085.5 ± 3.5 bits/object",
         dict(width=24, depth=1, num_couplings=2),
