@@ -1,5 +1,7 @@
 """Blocks: convolutions against the definition, rotary attention, conditioning."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +142,30 @@ def test_conditioning_embeds_classes_and_reals():
     assert (unconditional.apply({}, None) == 0).all()
     with pytest.raises(ValueError, match="unconditional"):
         unconditional.apply({}, jnp.zeros(2))
+
+
+@pytest.mark.parametrize("length", [5, 600])
+def test_causal_attention_in_spans_is_that_of_all_scores(length):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2, length, 4))
+
+    def defined(q, k, v):
+        scores = jnp.einsum("bhtd,bhsd->bhts", q, k) / 2
+        scores = jnp.where(np.tri(length, dtype=bool), scores, -jnp.inf)
+        return jnp.einsum("bhts,bhsd->bhtd", jax.nn.softmax(scores), v)
+
+    def value(attend, *args):
+        out = attend(*args)
+        return (out**2).sum(), out
+
+    def ours(*args):
+        return attention.attend_to_all(*args, causal=True)
+
+    def slopes(attend):
+        of_sum = functools.partial(value, attend)
+        (_, out), found = jax.jit(jax.value_and_grad(of_sum, (0, 1, 2), has_aux=True))(
+            q, k, v
+        )
+        return [out, *found]
+
+    for found, expected in zip(slopes(ours), slopes(defined), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
