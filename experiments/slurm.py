@@ -65,7 +65,9 @@ def _queue(array: str) -> set[int]:
     """Which jobs of an array Slurm still has, by their number in it."""
     command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%K"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return {int(word) for word in done.stdout.split() if word.isdecimal()}
+    words = done.stdout.split()
+    # submitit makes no array of a single job; Slurm has no number for that one.
+    return {0 if word == "N/A" else int(word) for word in words}
 
 
 def run(root: Path, cells: list[Cell], jobs: int, pairs: list[str]) -> int:

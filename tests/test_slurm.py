@@ -43,8 +43,9 @@ KillWait=5
 MpiDefault=none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2
-PartitionName=test Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP
+NodeName={host} NodeAddr=127.0.0.1 Port={first} CPUs=2
+NodeName=n[2-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{second}-{last}] CPUs=2
+PartitionName=test Nodes={host},n[2-3] Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -76,13 +77,16 @@ def starting(root, host):
     munge += [f"--{n}-file={root}/munge.{n}" for n in ("key", "log", "pid", "seed")]
     yield ["munged", *munge]
     yield ["slurmctld", "-D"]
-    for node in ("n1", "n2", "n3"):
+    for node in (host, "n2", "n3"):
         yield ["slurmd", "-D", "-N", node]
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """(environment, {command: process}) of a Slurm with the nodes n1, n2, n3."""
+    """(environment, {command: process}) of a Slurm with this machine, n2 and n3 as nodes.
+
+    The first has a name that resolves, by which processes of a job find it.
+    """
     needed = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
     os.environ["PATH"] += ":/usr/sbin"
     lacking = [name for name in needed if not shutil.which(name)]
@@ -92,7 +96,7 @@ def slurm(tmp_path_factory):
     pytest.importorskip("submitit")
     root = tmp_path_factory.mktemp("slurm")
     host, first = socket.gethostname().split(".")[0], free_ports(4)
-    ports = {"port": first, "first": first + 1, "last": first + 3}
+    ports = {"port": first, "first": first + 1, "second": first + 2, "last": first + 3}
     conf = root / "slurm.conf"
     conf.write_text(CONF.format(host=host, root=root, **ports))
     (root / "state").mkdir()
@@ -113,7 +117,7 @@ def slurm(tmp_path_factory):
             return ask(env, "sinfo", "-h", "-o", "%D %t") == "3 idle"
 
         wait(ready, 60, lambda: (root / "slurmctld.log").read_text()[-3000:])
-        yield env, {node: daemons[f"slurmd {node}"] for node in ("n1", "n2", "n3")}
+        yield env, {node: daemons[f"slurmd {node}"] for node in (host, "n2", "n3")}
     finally:
         for process in reversed(daemons.values()):
             process.kill()
@@ -188,7 +192,7 @@ def test_a_sweep_survives_a_lost_node_and_a_requeued_job(
     for cell in cells:
         about = environment(owner(cell))
         jobs[about["SLURMD_NODENAME"]] = (cell, about["SLURM_JOB_ID"])
-    assert set(jobs) == {"n1", "n2", "n3"}
+    assert set(jobs) == set(nodes)
     # The machine n2 is lost, with all that ran on it.
     lost, job = jobs["n2"]
     nodes["n2"].kill()
@@ -218,7 +222,7 @@ def test_a_cancelled_cell_is_told_as_failed(slurm, tmp_path):
     cell = tmp_path / "digits_made_width=8_s0"
     wait((cell / "metrics.jsonl").exists, 240, lambda: ask(env, "squeue"))
     about = environment(owner(cell))
-    ask(env, "scancel", about["SLURM_ARRAY_JOB_ID"])
+    ask(env, "scancel", about["SLURM_JOB_ID"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, out + err
     assert "left Slurm's queue unfinished" in " ".join(out.split())
@@ -227,9 +231,10 @@ def test_a_cancelled_cell_is_told_as_failed(slurm, tmp_path):
 
 @pytest.mark.case(15)
 def test_srun_starts_several_processes_of_one_run(slurm, tmp_path):
-    env, _ = slurm
+    env, nodes = slurm
     run = tmp_path / "run"
-    command = ["srun", "-n2", "--cpus-per-task=1", sys.executable]
+    host = next(iter(nodes))
+    command = ["srun", "-n2", "--cpus-per-task=1", f"-w{host}", sys.executable]
     command += ["-m", "experiments.train", "--distributed", "--model=made"]
     command += ["--dataset=digits", "--num_steps=20", f"--workdir={run}"]
     env = env | {"JAX_PLATFORMS": "cpu"}
