@@ -21,7 +21,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",  # its API still moves between minor versions
         "tensorflow-datasets>=4.9.10",  # the catalogue, and array_record files
-        "importlib_resources",  # imported by tensorflow-datasets, not declared there
+        "importlib_resources>=6",  # imported by tensorflow-datasets, not declared there
         "grain>=0.2.16",  # streams data sets that do not fit in memory
         "absl-py>=2.1",
         "numpy>=2.0",
