@@ -47,6 +47,20 @@ PRESETS = {
         learning_rate=2e-3,
         num_importance_samples=8,
     ),
+    # Dinh et al. (2017, section 4.1), who do not say how long they trained.
+    "cifar10/realnvp": preset(
+        NOT_RUN,
+        dict(width=64, depth=8, num_couplings=3, max_halvings=1),
+        num_steps=500000,
+        batch_size=64,
+        augmentation="flip",
+        learning_rate=1e-3,
+        valid_every=5000,
+        save_every=5000,
+        ema_decay=0.999,
+        num_valid_examples=2000,
+        published="Real NVP",
+    ),
     "digits/glow": preset(
         "<= 1.9280 ± 0.0117 bits/dim",
         dict(width=48, depth=6, num_scales=2, dropout_rate=0.2),
@@ -343,5 +357,19 @@ PRESETS = {
         batch_size=128,
         learning_rate=5e-3,
         ema_decay=0.99,
+    ),
+    # Three levels of eight couplings and five logistics, as in the authors' code for
+    # Hoogeboom et al. (2019), whose networks are DenseNets.
+    "cifar10/idf": preset(
+        NOT_RUN,
+        dict(width=128, depth=4, num_couplings=4, max_halvings=3, num_mixtures=5),
+        num_steps=400000,
+        batch_size=256,
+        learning_rate=1e-3,
+        valid_every=5000,
+        save_every=5000,
+        ema_decay=0.999,
+        num_valid_examples=2000,
+        published="IDF, compressed",
     ),
 }
