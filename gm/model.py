@@ -249,6 +249,10 @@ def _check_fields(model: LikelihoodModel, settings: Mapping[str, Any]) -> None:
     except Exception as error:
         if not settings:
             raise  # the model itself is broken: its traceback helps
+        zeros = [k for k, v in settings.items() if type(v) is int and v == 0]
+        if zeros:  # as a rule they are why
+            least = " or ".join(f"--set={k}=0" for k in zeros)
+            raise InputError(f"{least}: {name} has none; give 1 or more") from error
         what = " ".join(str(error).split())[:200]
         raise InputError(
             f"{told}: {name} cannot be built so ({type(error).__name__}: {what})"

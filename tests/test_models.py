@@ -1,5 +1,7 @@
 """The contract beside the audit (test_audit.py): what every model must fulfil."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ from gm.audit.subject import (
     training_data,
 )
 from gm.autoregressive import AutoregressiveModel
+from gm.data.dataset import ArraySplit, Dataset
+from gm.errors import InputError
 from gm.model import load_model, log_prob
 
 SLOW = pytest.mark.slow
@@ -39,6 +43,31 @@ def make(name, spec):
 
 def batch(model, size=4):
     return Space(model.shape, model.num_values, model.cond).batch(size)
+
+
+def test_a_model_of_a_paper_says_how_it_differs(model_name):
+    """The first paragraph of a file names the paper."""
+    doc = load_model(model_name).__doc__
+    if re.search(r"\d{4}", doc.split("\n\n")[0]):
+        assert re.search(r"^Deviations from the papers?: ", doc, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "wanted"),
+    [
+        ("maf", "depth", 0, "give 1 or more"),
+        ("nice", "depth", 0, "give 1 or more"),
+        ("flowpp", "num_mixtures", 0, "give 1 or more"),
+        ("flowpp", "couplings", (4, 2), "give three numbers"),
+        ("vae", "num_latents", 0, "give 1 or more"),
+        ("transformer", "num_heads", 0, "give 1 or more"),
+    ],
+)
+def test_a_field_of_which_no_model_can_be_made(name, field, value, wanted):
+    x = np.zeros((1, 4), np.uint8)
+    data = Dataset("x", (4,), 3, "dim", *[ArraySplit(x)] * 3)
+    with pytest.raises(InputError, match=f"^--set={field}=.*: .*{wanted}"):
+        gm_model.build(name, data, {field: value})
 
 
 def test_jit_equals_eager(model_name):

@@ -12,6 +12,7 @@ from gm.errors import InputError
 from gm.flow import PREPROCESSING
 from gm.model import init_params, load_model, log_prob
 from gm.models import glow, maf, spline
+from gm.nn.coupling import plan
 from gm.nn.invertible import ActNorm, Repeated, fixed_point, rotation
 from gm.spec import CondSpec
 
@@ -49,6 +50,29 @@ def test_parameters_are_those_of_the_reference(name, shape, fields, expected):
     model = build(name, shape, **fields)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == expected
+
+
+@pytest.mark.parametrize("name", ["realnvp", "spline"])
+def test_halved_once_as_in_the_paper_it_can_be_inverted(name):
+    model = build(name, (8, 8, 1), max_halvings=1, num_couplings=1)
+    once = ["checkerboard", "squeeze", "channel", "checkerboard"]
+    assert plan(model.shape, 1) == once != plan(model.shape)
+    params = parameters(model, "perturbed")
+
+    def there_and_back(y):
+        z, _ = model.apply({"params": params}, y, method="forward")
+        return model.apply({"params": params}, z, method="inverse")
+
+    y = jnp.asarray(np.random.default_rng(0).uniform(-0.9, 0.9, (2, 8, 8, 1)))
+    np.testing.assert_allclose(quick_jit(there_and_back)(y), y, atol=1e-4)
+    assert "couplings_3" not in params
+
+
+def test_idf_halved_once_codes_every_entry_once():
+    model = build("idf", (8, 8, 1), max_halvings=1)
+    steps = model.coding_steps()
+    assert [kind for kind, _ in steps] == ["shift"] * 3 * model.num_couplings + ["base"]
+    np.testing.assert_array_equal(np.sort(steps[-1][1]), np.arange(64))
 
 
 @pytest.mark.parametrize("name", ["nice", "maf", "spline"])

@@ -64,8 +64,10 @@ def test_importance_weighted_objective_needs_a_draw():
         init_params(model, jax.random.key(0))
 
 
-def test_pixelvae_decoder_sees_the_symbols_before_and_z():
-    model = PixelVAE(**SHAPE, width=8, num_latents=2, decoder_width=32)
+@pytest.mark.parametrize("depth", [1, 0])
+def test_pixelvae_decoder_sees_the_symbols_before_and_z(depth):
+    sizes = dict(width=8, num_latents=2, decoder_width=32, decoder_depth=depth)
+    model = PixelVAE(**SHAPE, **sizes)
     params = perturbed(model)
 
     @jax.jit

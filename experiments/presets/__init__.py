@@ -13,12 +13,13 @@ made, transformer, realnvp and vae.
 
 from typing import Any
 
-from experiments.presets import autoregressive, flow, latent, multiscale
+from experiments.presets import autoregressive, flow, flow_attention, latent, multiscale
 from gm.errors import InputError, did_you_mean
 
 PRESETS: dict[str, dict[str, Any]] = {
     **autoregressive.PRESETS,
     **flow.PRESETS,
+    **flow_attention.PRESETS,
     **latent.PRESETS,
     **multiscale.PRESETS,
 }

@@ -26,6 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gm.errors import InputError
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.attention import SelfAttention
@@ -199,6 +200,13 @@ class FlowPP(MultiScaleFlow):
     def setup(self) -> None:
         """Couplings in the order of the forward pass."""
         check_heads(self.width, self.num_heads)
+        if self.num_mixtures < 1:
+            raise InputError(f"--set=num_mixtures={self.num_mixtures}: give 1 or more")
+        if len(self.couplings) != 3:
+            raise InputError(
+                f"--set=couplings={','.join(map(str, self.couplings))}: give three numbers"
+                ", such as 4,2,3"
+            )
         halve = len(self.shape) == 3 and num_halvings(self.shape, smallest=2) > 0
         first, channel, last = self.couplings
         # Without a squeeze all are at one scale.

@@ -41,6 +41,7 @@ class IntegerDiscreteFlow(LikelihoodModel):
     width: int = 64
     depth: int = 2  # residual blocks in a coupling's network
     num_couplings: int = 4  # of each kind at each scale; of all for vectors
+    max_halvings: int | None = None  # of the resolution; None: while 2 pixels are left
     num_mixtures: int = 5  # discretized logistics per dimension of the base
     dropout_rate: float = 0.0
     estimate = Estimate.EXACT
@@ -48,7 +49,7 @@ class IntegerDiscreteFlow(LikelihoodModel):
 
     def setup(self) -> None:
         """One network for each coupling and for each split, and what the base shares."""
-        self.steps = places(self.shape, self.num_couplings)
+        self.steps = places(self.shape, self.num_couplings, self.max_halvings)
         outputs = mixture_channels(self.num_mixtures, 1)
         self.networks = [
             Conditioner(
@@ -154,7 +155,7 @@ class IntegerDiscreteFlow(LikelihoodModel):
         names = {"split": "base"}
         return [
             (names.get(p.kind, "shift"), p.changed)
-            for p in places(self.shape, self.num_couplings)
+            for p in places(self.shape, self.num_couplings, self.max_halvings)
         ]
 
     def coding_shift(

@@ -64,7 +64,7 @@ class NICE(MultiScaleFlow):
 
     preprocessing: str = "logistic"
     width: int = 1000
-    depth: int = 5  # hidden layers of a coupling's network
+    depth: int = 5  # hidden layers of a coupling's network, at least 1
     num_couplings: int = 4
     prior: str = "logistic"  # or "normal"
     dropout_rate: float = 0.0
@@ -73,6 +73,8 @@ class NICE(MultiScaleFlow):
         """Couplings, which keep the even and the odd entries in turn, and the scaling."""
         if self.prior not in ("logistic", "normal"):
             raise InputError(f"--set=prior={self.prior}: it is logistic or normal")
+        if self.depth < 1:
+            raise InputError(f"--set=depth={self.depth}: give 1 or more")
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
         count = self.num_couplings if self.num_dims > 1 else 0  # none of one entry
         self.couplings = [AdditiveCoupling(i % 2, *args) for i in range(count)]

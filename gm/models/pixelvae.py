@@ -10,6 +10,8 @@ Deviations from the paper: MADE in place of PixelCNN layers, so that it serves d
 shape; one layer of latents.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 
@@ -27,15 +29,16 @@ class SymbolDecoder(MADE):
         return 0
 
     def embedding(self, shape: tuple[int, ...]) -> nn.Module:
-        """A linear map of the vector to the first layer."""
-        return nn.Dense(self.width, dtype=self.dtype)
+        """A linear map of the vector to the first layer, or to the outputs themselves."""
+        features = self.width if self.depth else math.prod(shape)
+        return nn.Dense(features, dtype=self.dtype)
 
 
 class PixelVAE(VAE):
     """The decoder's parameters of `vae` become the condition of a MADE."""
 
     decoder_width: int = 256  # hidden units of the MADE
-    decoder_depth: int = 1
+    decoder_depth: int = 1  # hidden layers of the MADE; 0: none
 
     # Bits-back coding would have to decode symbol by symbol: not for this model.
     symbol_logits = None  # type: ignore[assignment]

@@ -13,7 +13,9 @@ Deviations from the paper: a learned scale and shift per channel instead of batc
 normalisation, whose value would depend on an example's neighbours; s is bounded by a
 scaled tanh; the data are mapped to R^D by the normal quantile function instead of a logit
 that leaves a margin, so the model is a distribution on the data's range alone and the
-untrained one is uniform.
+untrained one is uniform; no weight normalisation; one width at all scales; the default
+goes down to 2 pixels a side, not 4; as many checkerboard couplings at the end as before,
+not one more, and nothing is factored out just before them.
 """
 
 from typing import Any
@@ -86,6 +88,7 @@ class RealNVP(MultiScaleFlow):
     width: int = 64
     depth: int = 2  # residual blocks in a coupling's network
     num_couplings: int = 4  # of each kind at each scale; of all for vectors
+    max_halvings: int | None = None  # of the resolution; None: while 2 pixels are left
     dropout_rate: float = 0.0
 
     def setup(self) -> None:
@@ -93,7 +96,7 @@ class RealNVP(MultiScaleFlow):
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
         self.couplings = [
             Coupling(kind, parity, *args)
-            for kind, parity in kinds(self.shape, self.num_couplings)
+            for kind, parity in kinds(self.shape, self.num_couplings, self.max_halvings)
         ]
         self.embed = CondEmbedding(
             self.cond, self.width, self.dtype, grid_of(self.shape)
@@ -101,12 +104,12 @@ class RealNVP(MultiScaleFlow):
 
     def steps(self) -> list[Any]:
         """`num_couplings` of each kind in `plan`."""
-        return arrange(self.shape, self.couplings)
+        return arrange(self.shape, self.couplings, self.max_halvings)
 
     def coding_layers(self) -> list[CodingLayer]:
         """Two for each coupling: the gain of what it keeps, then all of the rest."""
         layers = []
-        steps = places(self.shape, self.num_couplings)
+        steps = places(self.shape, self.num_couplings, self.max_halvings)
         couplings = [place for place in steps if place.kind != "split"]
         for index, place in enumerate(couplings):
 

@@ -129,6 +129,7 @@ class NeuralSplineFlow(MultiScaleFlow):
     width: int = 64
     depth: int = 2  # residual blocks in a coupling's network
     num_couplings: int = 4  # of each kind at each scale; of all for vectors
+    max_halvings: int | None = None  # of the resolution; None: while 2 pixels are left
     num_bins: int = 8
     dropout_rate: float = 0.0
 
@@ -144,7 +145,7 @@ class NeuralSplineFlow(MultiScaleFlow):
         args = (self.width, self.depth, self.dropout_rate, self.dtype)
         self.couplings = [
             SplineCoupling(kind, parity, self.num_bins, *args)
-            for kind, parity in kinds(self.shape, self.num_couplings)
+            for kind, parity in kinds(self.shape, self.num_couplings, self.max_halvings)
         ]
         self.embed = CondEmbedding(
             self.cond, self.width, self.dtype, grid_of(self.shape)
@@ -152,7 +153,7 @@ class NeuralSplineFlow(MultiScaleFlow):
 
     def steps(self) -> list[Any]:
         """`num_couplings` of each kind in `plan`."""
-        return arrange(self.shape, self.couplings)
+        return arrange(self.shape, self.couplings, self.max_halvings)
 
     def forward(
         self, y: jax.Array, cond: jax.Array | None = None, *, train: bool = False

@@ -5,6 +5,10 @@ resolution is a change of 2 x 2 pixels into channels); everything else is dense.
 that of `PixelDecoder`, so the bound is on log P(x), not on a density. With
 num_train_samples above 1 it is trained as an importance-weighted autoencoder (Burda et
 al. 2016).
+
+Deviations from the papers: residual blocks, with LayerNorm and SiLU, in place of one hidden
+layer of tanh; the KL is sampled, for it has to be a weight; the posterior starts as the
+prior; logarithms of its standard deviations are clipped to [-7, 5].
 """
 
 import math

@@ -18,12 +18,17 @@ from gm.nn.conditioning import per_position
 from gm.nn.convolution import Conv, num_halvings
 
 
-def plan(shape: tuple[int, ...]) -> list[str]:
-    """What happens to an example, in order: kinds of couplings, squeezes and splits."""
+def plan(shape: tuple[int, ...], max_halvings: int | None = None) -> list[str]:
+    """What happens to an example, in order: kinds of couplings, squeezes and splits.
+
+    max_halvings: squeezes at most; None: while two pixels a side are left.
+    """
     if len(shape) == 1:
         return ["half"]
     steps = []
     scales = num_halvings(shape, smallest=2)
+    if max_halvings is not None:
+        scales = min(scales, max_halvings)
     for scale in range(scales):
         steps += ["checkerboard", "squeeze", "channel"]
         if scale < scales - 1:
@@ -31,18 +36,23 @@ def plan(shape: tuple[int, ...]) -> list[str]:
     return [*steps, "checkerboard"]
 
 
-def kinds(shape: tuple[int, ...], num_couplings: int) -> list[tuple[str, int]]:
+def kinds(
+    shape: tuple[int, ...], num_couplings: int, max_halvings: int | None = None
+) -> list[tuple[str, int]]:
     """Kind and parity of each coupling in order, `num_couplings` of each kind in `plan`."""
-    found = [kind for kind in plan(shape) if kind not in ("squeeze", "split")]
+    steps = plan(shape, max_halvings)
+    found = [kind for kind in steps if kind not in ("squeeze", "split")]
     return [(kind, i) for kind in found for i in range(num_couplings)]
 
 
-def arrange(shape: tuple[int, ...], couplings: Sequence[Any]) -> list[Any]:
+def arrange(
+    shape: tuple[int, ...], couplings: Sequence[Any], max_halvings: int | None = None
+) -> list[Any]:
     """`plan` with couplings, which are as `kinds` says, in the places of their kinds."""
     steps: list[Any] = []
     rest = list(couplings)
-    count = len(rest) // len(kinds(shape, 1))
-    for kind in plan(shape):
+    count = len(rest) // len(kinds(shape, 1, max_halvings))
+    for kind in plan(shape, max_halvings):
         if kind in ("squeeze", "split"):
             steps.append(kind)
         else:
@@ -96,10 +106,12 @@ class Place:
         return out
 
 
-def _layouts(shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
+def _layouts(
+    shape: tuple[int, ...], max_halvings: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Each step of `plan` with the entries [*shape] that it sees, then ("end", ...)."""
     where = np.arange(int(np.prod(shape))).reshape(shape)
-    for kind in plan(shape):
+    for kind in plan(shape, max_halvings):
         if kind == "squeeze":  # as space_to_depth
             height, width, channels = where.shape
             where = where.reshape(height // 2, 2, width // 2, 2, channels)
@@ -112,13 +124,15 @@ def _layouts(shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
     yield "end", where
 
 
-def places(shape: tuple[int, ...], num_couplings: int) -> list[Place]:
+def places(
+    shape: tuple[int, ...], num_couplings: int, max_halvings: int | None = None
+) -> list[Place]:
     """Couplings, `num_couplings` of each kind, and splits in order.
 
     The last place, of kind "split", keeps nothing: it is all that was not split off.
     """
     found = []
-    for kind, where in _layouts(shape):
+    for kind, where in _layouts(shape, max_halvings):
         if kind == "end":
             found.append(Place("split", where, np.zeros(where.shape, np.float32)))
         elif kind == "split":
