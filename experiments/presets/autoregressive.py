@@ -238,6 +238,18 @@ PRESETS = {
         measured="seed 0, 43 min of a CPU core, c069600",
         published="PixelCNN",
     ),
+    # Masked, not gated; 15 layers of 128 features and an output of 1024 as in van den Oord
+    # et al. (2016a), who have RMSProp.
+    "cifar10/pixelcnn": preset(
+        NOT_RUN,
+        dict(gated=False, width=128, depth=15, head_width=1024, num_mixtures=0),
+        num_steps=200000,
+        batch_size=16,
+        valid_every=5000,
+        save_every=5000,
+        num_valid_examples=2000,
+        published="PixelCNN",
+    ),
     "digits/pixelcnnpp": preset(
         "1.7870 ± 0.0130 bits/dim",
         dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),

@@ -184,6 +184,13 @@ PRESETS = {
         ema_decay=0.99,
         num_importance_samples=8,
     ),
+    # Gulrajani et al. (2017) have PixelCNN layers in the decoder, here a MADE.
+    "binarized_mnist/pixelvae": static_mnist(
+        dict(width=32, num_latents=64, decoder_width=1000, dropout_rate=0.1),
+        num_steps=30000,
+        num_importance_samples=500,
+        published="PixelVAE",
+    ),
     # A larger learning rate, or a bottleneck of 0.5, and the latents were not used.
     "digits/vdvae": preset(
         "<= 2.1163 ± 0.0121 bits/dim",

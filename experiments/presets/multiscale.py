@@ -1,6 +1,6 @@
 """Presets of `multiscale`; `preset` in the package says what one is."""
 
-from experiments.presets.preset import preset
+from experiments.presets.preset import NOT_RUN, preset
 
 PRESETS = {
     "digits/multiscale": preset(
@@ -37,5 +37,22 @@ PRESETS = {
         valid_every=150,
         num_valid_examples=64,
         ema_decay=0.98,
+    ),
+    # Reed et al. (2017) report 3.70 bits/dim, from 4 x 4 pixels; the sizes are ours.
+    "downsampled_imagenet/64x64/multiscale": preset(
+        NOT_RUN,
+        dict(
+            base_size=4,
+            base_fields="width=128,depth=8,head_width=256",
+            width=128,
+            depth=8,
+        ),
+        num_steps=200000,
+        batch_size=128,
+        learning_rate=5e-4,
+        precision="bfloat16",
+        valid_every=5000,
+        save_every=5000,
+        num_valid_examples=2000,
     ),
 }
