@@ -119,6 +119,10 @@ def _check_flags() -> None:
         value: Any = FLAGS[name].value
         if value < least:
             raise InputError(f"--{name}={value}: give {least} or more")
+    if FLAGS.num_bayes == 1:
+        raise InputError(
+            "--num_bayes=1: of one there is no spread; give 0, or 2 or more"
+        )
 
 
 def main(argv: list[str]) -> None:

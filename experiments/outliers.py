@@ -260,6 +260,11 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--{name}={value}: give {least} or more")
     if FLAGS.seed < 0:
         raise InputError(f"--seed={FLAGS.seed}: give 0 or more")
+    if "typicality_group" in FLAGS.scores and FLAGS.group_size > FLAGS.num_examples:
+        raise InputError(
+            f"--group_size={FLAGS.group_size}: typicality_group needs as many examples; "
+            f"give --num_examples={FLAGS.group_size} or more"
+        )
     inlier = _load(FLAGS.inlier, "inlier")
     if FLAGS.rank:
         _rank(inlier)

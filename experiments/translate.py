@@ -191,14 +191,11 @@ def _paired(found: Any, dataset: Any) -> None:
     if task is not None and task.checkable:
         row["consistency"] = translate.consistency(task, y_hat, s)
         leaked = translate.leaked_mass(model, found.params, task, s)
-        row["leaked_mass"] = {
-            "mean": 1 - row["consistency"]["images"]
-            if leaked is None
-            else float(leaked.mean()),
-            "how": "enumerated"
-            if leaked is not None
-            else "1 - consistency of the draws",
-        }
+        if leaked is not None:
+            row["leaked_mass"] = {"mean": float(leaked.mean()), "how": "enumerated"}
+        elif FLAGS.temperature == 1:  # else the draws say nothing of the model
+            mean = 1 - row["consistency"]["images"]
+            row["leaked_mass"] = {"mean": mean, "how": "1 - consistency of the draws"}
     columns = [_as_bytes(s, model.cond.num_values, model.shape)]
     columns += [_as_bytes(x, model.num_values, model.shape) for x in (*y_hat, y)]
     stem = _stem("num_examples", "num_outputs")
@@ -215,12 +212,16 @@ def _print_paired(row: dict[str, Any], num_values: int) -> None:
         f"{row['task']}: {bound}{b['bits_per_dim']:.4f} bits/dim given the source ({how}, "
         f"{b['num_importance_samples']} draw(s); {b['num_examples']} examples, {b['of']})"
     )
+    if row["temperature"] != 1:
+        print(
+            f"  outputs are not of the model itself: temperature {row['temperature']:g}"
+        )
     if row["consistency"]:
         c, leaked = row["consistency"], row["leaked_mass"]
+        lost = f"; leaked mass {leaked['mean']:.4f} ({leaked['how']})" if leaked else ""
         print(
             f"  g(output) = source: {100 * c['pixels']:.2f} % of its pixels, "
-            f"{100 * c['images']:.1f} % of {c['num_draws']} images; "
-            f"leaked mass {leaked['mean']:.4f} ({leaked['how']})"
+            f"{100 * c['images']:.1f} % of {c['num_draws']} images{lost}"
         )
     e, near = row["outputs"], row["nearest_training_pair"]
     print(

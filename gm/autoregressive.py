@@ -144,14 +144,19 @@ class AutoregressiveModel(SymbolModel):
         """Log P(x) [B], exactly."""
         x = x.reshape(x.shape[0], self.num_dims)
         params = self.conditionals(x, cond, train=train)  # [B, D, P]
-        log_p = self.symbol_log_prob(params, x)
-        if self.end is not None:
-            previous = jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
-            certain = self._is_over(jnp.arange(self.num_dims), previous)
-            log_p = jnp.where(certain, jnp.where(x == self.end, 0.0, -jnp.inf), log_p)
+        log_p = self.each_log_prob(params, x)
         self.sow("maps", "map_symbols", log_p)  # for `bit_map`; else it costs nothing
         log_px = sum_dims(log_p)
         return log_px, {"symbols": log_px}
+
+    def each_log_prob(self, params: jax.Array, x: jax.Array) -> jax.Array:
+        """Log P of each symbol of x [B, D] by its `conditionals`, [B, D]."""
+        log_p = self.symbol_log_prob(params, x)
+        if self.end is None:
+            return log_p
+        previous = jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
+        certain = self._is_over(jnp.arange(self.num_dims), previous)
+        return jnp.where(certain, jnp.where(x == self.end, 0.0, -jnp.inf), log_p)
 
     def _is_over(self, index, previous):
         """Whether symbol `index` of a document can but be `end`."""

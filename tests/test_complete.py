@@ -112,6 +112,33 @@ def test_independent_symbols_need_one_particle_wherever_they_are():
     assert method.num_particles == 1
 
 
+@pytest.mark.parametrize(
+    ("hidden", "exact"),
+    [([3, 4], True), ([0, 2], False), ([1, 2, 4], False)],
+)
+@pytest.mark.parametrize("name", ["made", "independent"])
+def test_documents_end_once_and_not_before_what_is_observed(name, hidden, exact):
+    """Of 5 symbols, 0 ends and fills: against the enumerated posterior of a document."""
+    module = load_model(name)
+    model = module.Model(shape=(5,), num_values=3, end=0, **module.TINY)
+    params = parameters(model, "perturbed")
+    states = np.asarray(list(itertools.product(range(3), repeat=5)), np.int32)
+    log_p = gm_model.log_prob(model, params, states, None, jax.random.key(0))[0]
+    log_p = np.asarray(log_p, float)
+    x, missing = np.asarray([[2, 1, 2, 1, 0]], np.int32), np.zeros(5, bool)
+    missing[hidden] = True
+    log_p[(states != x)[:, ~missing].any(1)] = -np.inf
+    log_z = np.logaddexp.reduce(log_p)
+    budget = complete.Budget(COUNT, num_particles=16)
+    found = complete.complete(model, params, x, None, missing, budget)
+    assert found.exact == exact
+    numbers = found.x[0] @ (3 ** np.arange(5)[::-1])
+    frequencies = np.bincount(numbers, minlength=len(states)) / COUNT
+    assert 0.5 * np.abs(frequencies - np.exp(log_p - log_z)).sum() < 0.02
+    true = log_z - log_p[(states == x).all(1)]
+    np.testing.assert_allclose(found.nats, true, atol=0.01 if not exact else 1e-4)
+
+
 def test_models_of_any_order_take_the_observed_first():
     model, params = make("transformer", any_order=True)
     hidden, seen = np.flatnonzero(DIAGONAL), np.flatnonzero(~DIAGONAL)

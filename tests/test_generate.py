@@ -271,3 +271,8 @@ def test_a_run_is_judged(digits_run):
     floor, own = (features[k]["frechet_distance"] for k in ("floor", "samples"))
     assert floor < own  # 20 steps make no digits
     assert (digits_run / "applications" / "judge-test-n=40-num_bayes=20.png").exists()
+
+
+def test_one_example_is_too_few_for_a_standard_error():
+    outcome = launch("judge", "--workdir=none", "--num_bayes=1")
+    one_error(outcome, "--num_bayes=1", "2 or more")

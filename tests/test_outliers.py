@@ -352,6 +352,11 @@ def test_one_command_compares(run):
     assert "AUPR" in path.with_suffix(".md").read_text()
 
 
+def test_a_group_larger_than_the_set_is_refused():
+    args = ("--inlier=none", "--scores=typicality_group", "--num_examples=5")
+    one_error(launch("outliers", *args), "--group_size=10", "--num_examples=10")
+
+
 def test_a_folder_is_ranked(run, tmp_path):
     digits = data.load("digits")
     x = digits.test.batch(np.arange(9))[0]

@@ -410,6 +410,18 @@ def test_translate_writes_a_row_a_picture_and_the_bits_of_the_whole(runs):
     np.testing.assert_allclose(row["nats"], total.mean())
 
 
+def test_outputs_of_another_temperature_are_told_and_say_nothing_of_the_model(runs):
+    run = runs / "translate"
+    args = (f"--workdir={run}", "--num_examples=3", "--temperature=0.5")
+    status, out, err = launch("translate", *args)
+    assert status == 0, err
+    assert "not of the model itself: temperature 0.5" in out
+    (path,) = (run / "applications").glob("*temperature=0.5.json")
+    row = read_json(path)
+    assert row["leaked_mass"] is None
+    assert row["consistency"]["num_draws"] == 12
+
+
 def test_an_unconditional_run_is_refused(runs):
     outcome = launch("translate", f"--workdir={runs / 'source'}")
     one_error(outcome, runs / "source", "unconditional", "--conditional")

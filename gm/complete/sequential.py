@@ -10,6 +10,10 @@ Where no observed symbol depends on a missing one before it all weights are equa
 particle is an exact draw. So it is where the missing symbols come last in the raster
 order, and for models of any order, where they can be made to come last.
 
+A document (`AutoregressiveModel.end`) does not end before its last observed character: a
+missing symbol before it is drawn from p(x_d | x_<d, x_d is no end), and the weight is
+multiplied by the probability of that. All symbols after the end are certain.
+
 Each completion has a filter of its own, so that completions are independent.
 """
 
@@ -43,6 +47,8 @@ class Sequential(Method):
         """Whether no observed symbol depends on a missing one."""
         if self._any_order:
             return True
+        if self.model.end is not None:  # from which all symbols after it are certain
+            return not self._missing[: np.flatnonzero(~self._missing)[-1]].any()
         among = np.ix_(~self._missing, self._missing)
         return not self.model.receptive_field[among].any()
 
@@ -112,7 +118,8 @@ def log_prob_of(
         x, chosen = (jnp.take_along_axis(v, order, axis=1) for v in (x, chosen))
         options = {"order": order}
     found = _apply(model, params, "conditionals", x, cond, **options)
-    return (_apply(model, params, "symbol_log_prob", found, x) * chosen).sum(1)
+    log_p = _apply(model, params, "each_log_prob", found, x)
+    return jnp.where(chosen, log_p, 0.0).sum(1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_particles"))
@@ -156,22 +163,34 @@ def _filter(model, params, missing, count, x, cond, order, key):
     cache = _apply(model, params, "init_cache", 1, *args)
     cache = jax.tree.map(lambda v: jnp.broadcast_to(v, (count, *v.shape)), cache)
     place = jnp.arange(len(x)) if order is None else order
+    seen = ~missing & (x != (-1 if model.end is None else model.end))
+    goes_on = jax.lax.cummax(seen.astype(int), reverse=True) > 0
+
+    def draws(log_p, where):
+        """Logits [P, K] of a missing symbol, and what drawing by them weighs [P]."""
+        if model.end is None:
+            return log_p, jnp.zeros(count)
+        ended = goes_on[where] & (jnp.arange(model.num_values) == model.end)
+        logits = jnp.where(ended, -jnp.inf, log_p)
+        return logits, jax.nn.logsumexp(logits, axis=1)
 
     @functools.partial(jax.vmap, in_axes=(0, None, 0))
     def step(cache, index, previous):
         cache, told = _apply(model, params, "step", cache, index, previous[None])
-        logits = _apply(model, params, "symbol_logits", told[0])
-        return cache, jax.nn.log_softmax(logits)
+        logits = _apply(model, params, "symbol_logits", told)
+        logits = model.with_end(logits, index, previous[None])
+        return cache, jax.nn.log_softmax(logits[0])
 
     def body(carry, index):
         cache, previous, drawn, log_w, log_z, ess = carry
         cache, log_p = step(cache, index, previous)  # [P, K]
         where = place[index]
         key_x, key_resample = jax.random.split(jax.random.fold_in(key, index))
-        new = jax.random.categorical(key_x, log_p)
+        logits, weight = draws(log_p, where)
+        new = jax.random.categorical(key_x, logits)
         value = jnp.where(missing[where], new, x[where]).astype(jnp.int32)
         drawn = drawn.at[:, where].set(value)
-        log_w += jnp.where(missing[where], 0.0, log_p[:, x[where]])
+        log_w += jnp.where(missing[where], weight, log_p[:, x[where]])
         if count > 1:
             now = _effective(log_w)
             mean = jax.nn.logsumexp(log_w) - math.log(count)
