@@ -119,7 +119,19 @@ PRESETS = {
     ),
     "binarized_mnist/nade": static_mnist(
         dict(width=500),
+        num_steps=12000,
+        learning_rate=2e-3,
         published="NADE (2011)",
+        obtained="88.702 ± 0.232 nats",
+        measured="seed 0, 23 min of a CPU core, a1f1165",
+        curve={
+            2000: 0.1745,
+            4000: 0.1677,
+            6000: 0.1657,
+            8000: 0.1649,
+            10000: 0.1647,
+            12000: 0.1646,
+        },
     ),
     "digits/transformer": preset(
         "1.9502 ± 0.0121 bits/dim",
