@@ -75,6 +75,11 @@ def _beside(flag: str, inlier: Any, inliers: list[Any]) -> list[Any]:
                 f"{found.data['shape']}; give a run on that of the inlier, "
                 f"{inlier.config.dataset} {inlier.data['shape']}"
             )
+        if flag == "background" and not found.config.train.mutation_rate:
+            raise InputError(
+                f"--background={path}: trained as any other run; give one that was "
+                "trained with --augmentation=mutate:RATE, such as mutate:0.2"
+            )
         if inlier in of:
             chosen.append(Fitted(found.model, found.params))
     return chosen

@@ -383,3 +383,8 @@ def test_a_folder_is_ranked(run, tmp_path):
 def test_a_folder_without_images(run, tmp_path):
     outcome = launch("outliers", f"--inlier={run}", f"--rank={tmp_path}")
     one_error(outcome, f"--rank={tmp_path}", "no images in it")
+
+
+def test_a_background_of_unchanged_examples_is_refused(run):
+    args = (f"--inlier={run}", f"--background={run}", "--outliers=noise")
+    one_error(launch("outliers", *args), f"--background={run}", "--augmentation=mutate")

@@ -40,6 +40,7 @@ def images(shape, num_values, count=5, seed=0):
         ("inpaint:left", GREY, 17),
         ("inpaint", (7, 6, 1), 17),
         ("edges:4", COLOUR, 256),
+        ("style:5", COLOUR, 256),
         ("denoise", GREY, 17),
     ],
 )
@@ -71,6 +72,7 @@ def test_tasks_against_their_definitions():
     np.testing.assert_array_equal(apply("inpaint:right")[:, :, :4], y[:, :, :4])
     assert (apply("inpaint")[:, 2:6, 2:6] == 0).all()  # a box of a quarter
     assert (apply("inpaint") > 0).sum() > 5 * 48 * 3 * 0.9
+    np.testing.assert_array_equal(apply("style"), y // 64)  # four tones
 
 
 def test_edges_are_those_of_sobel():

@@ -163,6 +163,18 @@ def _edges(name, words, shape, num_values):
     return Task(name, magnitude, (height, width, 1), levels)
 
 
+def _style(name, words, shape, num_values):
+    """A poster: s = every channel in N even tones, flat where the image is shaded."""
+    tones = _number(name, words, 4)
+    if tones >= num_values:
+        raise _refuse(name, f"{tones} tones of {num_values} values")
+
+    def poster(y):
+        return y.astype("int32") * tones // num_values
+
+    return Task(name, poster, shape, tones)
+
+
 def _denoise(name, words, shape, num_values):
     """Noise: s = y plus noise from {-N, ..., N}, cut off at the ends of the range.
 
@@ -204,6 +216,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "superres": _superres,
     "inpaint": _inpaint,
     "edges": _edges,
+    "style": _style,
     "denoise": _denoise,
 }
 _USAGE = (
@@ -211,5 +224,6 @@ _USAGE = (
     "superres:FACTOR",
     "inpaint:REGION",
     "edges:LEVELS",
+    "style:TONES",
     "denoise:AMOUNT",
 )
