@@ -64,6 +64,22 @@ def test_importance_weighted_objective_needs_a_draw():
         init_params(model, jax.random.key(0))
 
 
+def test_a_dense_vae_of_images_is_that_of_their_pixels_in_a_row():
+    image = VAE((8, 8, 1), 2, width=6, num_latents=3, dense=True)
+    row = VAE((64,), 2, width=6, num_latents=3)
+    params = init_params(image, jax.random.key(0))
+    shapes = [
+        jax.tree.map(jnp.shape, p)
+        for p in (params, init_params(row, jax.random.key(0)))
+    ]
+    assert shapes[0] == shapes[1]
+    x = jax.random.bernoulli(jax.random.key(1), 0.3, (5, 8, 8, 1)).astype(jnp.int32)
+    key = jax.random.key(2)
+    found = log_prob(image, params, x, None, key)[0]
+    expected = log_prob(row, params, x.reshape(5, 64), None, key)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("depth", [1, 0])
 def test_pixelvae_decoder_sees_the_symbols_before_and_z(depth):
     sizes = dict(width=8, num_latents=2, decoder_width=32, decoder_depth=depth)

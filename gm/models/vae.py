@@ -1,10 +1,10 @@
 """A variational autoencoder (Kingma & Welling 2014, Rezende et al. 2014).
 
 Images of at least 8 x 8 go through convolutions (residual blocks; each halving of the
-resolution is a change of 2 x 2 pixels into channels); everything else is dense. p(x|z) is
-that of `PixelDecoder`, so the bound is on log P(x), not on a density. With
-num_train_samples above 1 it is trained as an importance-weighted autoencoder (Burda et
-al. 2016).
+resolution is a change of 2 x 2 pixels into channels), unless `dense`; everything else is
+dense. p(x|z) is that of `PixelDecoder`, so the bound is on log P(x), not on a density.
+With num_train_samples above 1 it is trained as an importance-weighted autoencoder (Burda
+et al. 2016).
 
 Deviations from the papers: residual blocks, with LayerNorm and SiLU, in place of one hidden
 layer of tanh; the KL is sampled, for it has to be a weight; the posterior starts as the
@@ -49,6 +49,7 @@ class VAE(PixelDecoder, LatentModel):
     width: int = 64
     depth: int = 1  # residual blocks per resolution, in encoder and decoder each
     num_latents: int = 32
+    dense: bool = False  # no convolutions of images either, as in the papers
     one_hot: bool = True  # inputs of up to 32 values; else one number in [-1, 1]
     dropout_rate: float = 0.0
 
@@ -60,7 +61,7 @@ class VAE(PixelDecoder, LatentModel):
     @property
     def halvings(self) -> int | None:
         """How often the resolution is halved; None: dense."""
-        if len(self.shape) != 3 or min(self.shape[:2]) < 8:
+        if self.dense or len(self.shape) != 3 or min(self.shape[:2]) < 8:
             return None
         return num_halvings(self.shape, smallest=4)
 
