@@ -129,6 +129,33 @@ def test_licences_are_listed():
         assert f"**{re.sub('[-_.]+', '-', name).lower()}**" in listed
 
 
+def test_bash_completes_launchers_flags_and_names():
+    """`source scripts/completion`."""
+    script = """
+    source scripts/completion
+    while read -r line; do
+      COMP_LINE=$line COMP_POINT=${#line} COMP_WORDS=("$PYTHON") COMPREPLY=()
+      _gm
+      echo "${COMPREPLY[*]}"
+    done"""
+    typed = {
+        "python -m experiments.tr": "experiments.train experiments.translate",
+        "python -m experiments.train --model=pixels": "pixelsnail",
+        "python -m experiments.train --preset=digits/glo": "digits/glow",
+        "python -m experiments.evaluate --k_": "--k_curve",
+        "python other.py --k": "",
+    }
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=REPO,
+        env=os.environ | {"PYTHON": sys.executable},
+        input="\n".join(typed) + "\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n")[:-1] == list(typed.values()), done.stderr
+
+
 # Running what the pages show.
 
 
