@@ -110,7 +110,7 @@ def test_names_beside_the_equations_are_those_of_the_code(page):
     text = re.sub(r"\]\([^)]*\)", "", documents.named(page))
     camel = re.findall(r"\b[A-Z][a-z]+[A-Z]\w+|\b[A-Z]{2,}[a-z]\w+", text)
     snake = re.findall(r"\b_?[a-z]{3,}(?:_[a-z]{3,})+\b", text)
-    assert len(camel + snake) > 20
+    assert len(camel + snake) > 10
     assert {w for w in camel + snake if w not in words} == set()
 
 
