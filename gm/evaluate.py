@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm import bounds, sharding
+from gm import __version__, bounds, sharding
 from gm.bounds import logmeanexp
 from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
 from gm.data.texts import num_characters
@@ -182,10 +182,11 @@ def _commit() -> str:
 
 def provenance() -> dict[str, Any]:
     """Device, versions and commit, as every row states them."""
-    names = ("gm", "jax", "jaxlib", "flax", "optax", "numpy")
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    own = {"python": sys.version.split()[0], "gm": __version__}  # installed or not
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in names},
+        "versions": own | {n: version(n) for n in names},
         "commit": _commit(),
     }
 

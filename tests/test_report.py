@@ -345,6 +345,28 @@ def test_browser_legend_and_choices_work_by_keyboard(opened):
     assert _find(opened, ".origin pre").is_displayed()
 
 
+def test_browser_keeps_what_was_chosen_while_a_sweep_is_watched(opened, runs, tmp_path):
+    from selenium.webdriver import Keys
+    from selenium.webdriver.support.ui import Select
+
+    path, rows = tmp_path / "watched.html", results.read_rows([str(runs)])
+    made = tables.make_tables(rows)
+    write_report(path, rows, made, beside=lambda row: PUBLISHED, refresh=2)
+    opened.get(path.as_uri())
+    _find(opened, "input[data-legend='0']").send_keys(Keys.SPACE)
+    axis = Select(_find(opened, "select[data-chart=s0-curves]"))
+    axis.select_by_visible_text("training FLOPs")
+    _find(opened, ".origin summary").send_keys(Keys.ENTER)
+    opened.execute_script("window.before = true")
+    _until(lambda: opened.execute_script("return window.before !== true"))
+    assert not _find(opened, "input[data-legend='0']").is_selected()
+    assert not _find(opened, "figure[data-group='0']").is_displayed()
+    assert _find(opened, ".origin pre").is_displayed()
+    title = "return document.querySelector('#s0-curves').layout.xaxis.title.text"
+    _until(lambda: opened.execute_script(title) == "training FLOPs")
+    assert opened.get_log("browser") == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_browser_fits_a_phone_in_either_scheme(opened, scheme):
     media = [{"name": "prefers-color-scheme", "value": scheme}]

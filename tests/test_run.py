@@ -6,13 +6,14 @@ import shutil
 import struct
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 from launch import REPO, SMALL, flip_bit, launch, one_error, train
 
 import gm
-from gm import trained
+from gm import evaluate, trained
 from gm.checkpoint import state_digest
 from gm.errors import InputError
 from gm.export import export
@@ -43,6 +44,18 @@ def exported(path, tmp_path_factory):
     """The same run as a directory to share; do not change it."""
     out = tmp_path_factory.mktemp("shared") / "made"
     return export(trained.load(path), out, license="apache-2.0")
+
+
+def test_what_a_row_says_of_the_code_needs_no_installed_gm(monkeypatch):
+    found = evaluate.version
+
+    def version(name):
+        if name == "gm":
+            raise PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(evaluate, "version", version)
+    assert evaluate.provenance()["versions"]["gm"] == gm.__version__
 
 
 def test_importing_gm_is_cheap_and_its_names_are_there():

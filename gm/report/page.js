@@ -27,7 +27,7 @@ function show(section, group, shown) {
   }
 }
 
-document.addEventListener("change", ({ target }) => {
+function apply(target) {
   if (target.matches("select[data-chart]")) {
     const { chart, control } = target.dataset;
     Plotly.update(chart, ...CHARTS[chart].controls[control][target.value]);
@@ -35,7 +35,50 @@ document.addEventListener("change", ({ target }) => {
   if (target.matches("input[data-legend]")) {
     show(target.closest("section"), target.dataset.legend, target.checked);
   }
+}
+
+// While a sweep runs the page loads itself again: what was chosen stays as it was. By
+// names, since numbers move when a run is added.
+const kept = document.querySelector("meta[http-equiv=refresh]") ? "gm-report" : null;
+const CHOICES = "select[data-chart], input[data-legend], details";
+const chosen = JSON.parse((kept && sessionStorage.getItem(kept)) || "{}");
+
+function nameOf(element) {
+  const section = element.closest("section")?.querySelector("h2")?.textContent;
+  const figure = element.closest("figure")?.querySelector("figcaption")?.textContent;
+  const own = element.matches("details")
+    ? element.querySelector("summary").textContent
+    : element.closest("label").firstChild.textContent.trim() ||
+      element.closest("label").textContent;
+  return JSON.stringify([section, figure, own.trim()]);
+}
+
+function stateOf(element) {
+  if (element.matches("details")) return element.open;
+  return element.matches("select") ? element.value : element.checked;
+}
+
+function keep(element) {
+  if (!kept) return;
+  chosen[nameOf(element)] = stateOf(element);
+  sessionStorage.setItem(kept, JSON.stringify(chosen));
+}
+
+for (const element of document.querySelectorAll(CHOICES)) {
+  const state = chosen[nameOf(element)];
+  if (state === undefined || state === stateOf(element)) continue;
+  if (element.matches("details")) element.open = state;
+  else if (element.matches("select")) element.value = state;
+  else element.checked = state;
+  apply(element);
+}
+
+document.addEventListener("change", ({ target }) => {
+  apply(target);
+  if (target.matches(CHOICES)) keep(target);
 });
+
+document.addEventListener("toggle", ({ target }) => keep(target), true);
 
 document.addEventListener("click", ({ target }) => {
   if (!target.matches("button[data-all]")) return;
@@ -43,5 +86,6 @@ document.addEventListener("click", ({ target }) => {
   for (const box of section.querySelectorAll("input[data-legend]")) {
     box.checked = target.dataset.all === "true";
     show(section, box.dataset.legend, box.checked);
+    keep(box);
   }
 });
