@@ -168,7 +168,7 @@ def apply_preset(values: dict[str, Any]) -> None:
                 f"{k}={v}"
                 for k, v in ({k: str(v) for k, v in value.items()} | given).items()
             ]
-        elif not FLAGS[name].present:
+        elif name in FLAGS and not FLAGS[name].present:  # `plan` has not all of train's
             FLAGS[name].value = value
 
 
