@@ -144,12 +144,22 @@ PRESETS = {
         batch_size=128,
         num_importance_samples=8,
     ),
-    # Meant for 2 h of training on 2 CPU cores; 500 draws for the test split take as long.
     "binarized_mnist/vae": static_mnist(
-        dict(width=32, num_latents=40, dropout_rate=0.1),
-        num_steps=30000,
+        dict(dense=True, width=400, num_latents=40, dropout_rate=0.1),
+        num_steps=24000,
+        valid_every=2000,
         num_importance_samples=500,
         published="VAE (pythae)",
+        obtained="<= 91.010 ± 0.260 nats",
+        measured="seed 0, IW-500, 19 min of a shared CPU core, ca44549",
+        curve={
+            4000: 0.1881,
+            8000: 0.1807,
+            12000: 0.1778,
+            16000: 0.1763,
+            20000: 0.1758,
+            24000: 0.1757,
+        },
     ),
     # Burda et al. (2016): 50 draws of each latent in the objective, one layer of 50.
     "binarized_mnist/vae-iwae": static_mnist(
