@@ -2,6 +2,9 @@
 
   python -m experiments.sweep --models=made,vae --datasets=digits,pocket_cube \
       --seeds=0,1 --set=made.width=256,512 --workdir=runs/sweep --jobs=2
+  python -m experiments.sweep --status --workdir=runs/sweep
+  python -m experiments.sweep --launcher=slurm --slurm=partition=gpu --models=made,vae \
+      --seeds=0,1 --workdir=/shared/sweep --jobs=8
 
 Commas in --set separate the values to sweep; `model.field=...` is for that model alone.
 Finished cells are skipped, started ones resumed; a failing cell does not stop the others.
