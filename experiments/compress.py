@@ -1,4 +1,4 @@
-"""Compresses a split, or your own files, with a trained run; and decompresses.
+r"""Compresses a split, or your own files, with a trained run; and decompresses.
 
   python -m experiments.compress --workdir=runs/vae --split=test --archive=test.gm
   python -m experiments.compress --workdir=runs/vae --input=images.npy --archive=a.gm

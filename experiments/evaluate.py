@@ -1,4 +1,4 @@
-"""Evaluates a trained run on every example of a split, once, and writes the row.
+r"""Evaluates a trained run on every example of a split, once, and writes the row.
 
   python -m experiments.evaluate --workdir=runs/vae --split=test \
       --num_importance_samples=64

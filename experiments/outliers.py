@@ -1,4 +1,4 @@
-"""Outlier detection by a trained run: which scores tell outliers from inliers.
+r"""Outlier detection by a trained run: which scores tell outliers from inliers.
 
   python -m experiments.outliers --inlier=runs/fashion --outliers=mnist,noise \
       --background=runs/fashion-mutated --data_dir=DATA

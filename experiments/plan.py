@@ -1,4 +1,4 @@
-"""What a training run needs on a mesh, before there is one: nothing is run or read.
+r"""What a training run needs on a mesh, before there is one: nothing is run or read.
 
   python -m experiments.plan --preset=cifar10/vdm --mesh=data:8
   python -m experiments.plan --model=transformer --dataset=cifar10 --mesh=data:32,fsdp:8 \

@@ -1,4 +1,4 @@
-"""Draws from a trained run: a PNG grid of images, or texts, one a line.
+r"""Draws from a trained run: a PNG grid of images, or texts, one a line.
 
   python -m experiments.sample --workdir=runs/vae --num_samples=64
   python -m experiments.sample --workdir=runs/mnist --cond="0;1;2" --guidance=1

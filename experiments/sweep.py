@@ -1,4 +1,4 @@
-"""Trains and evaluates models x data sets x resolutions x seeds x settings.
+r"""Trains and evaluates models x data sets x resolutions x seeds x settings.
 
   python -m experiments.sweep --models=made,vae --datasets=digits,pocket_cube \
       --seeds=0,1 --set=made.width=256,512 --workdir=runs/sweep --jobs=2

@@ -1,4 +1,4 @@
-"""Fits a model to a data set by maximum likelihood.
+r"""Fits a model to a data set by maximum likelihood.
 
   python -m experiments.train --model=vae --dataset=digits --workdir=runs/vae
   python -m experiments.train --preset=digits/vae --workdir=runs/vae --evaluate=test

@@ -1,4 +1,4 @@
-"""Translates images with a trained run, and says how well and at how many bits.
+r"""Translates images with a trained run, and says how well and at how many bits.
 
   python -m experiments.train --conditional --model=pixelcnn \
       --dataset=translate:superres:2:digits --workdir=runs/up --evaluate=test
