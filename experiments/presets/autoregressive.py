@@ -302,9 +302,15 @@ PRESETS = {
     ),
     "digits/pixelsnail": preset(
         "1.9131 ± 0.0128 bits/dim",
-        dict(width=24, one_hot=False, num_mixtures=5, dropout_rate=0.2),
-        num_steps=400,
-        learning_rate=3e-3,
+        dict(
+            width=24,
+            num_blocks=1,
+            one_hot=False,
+            num_mixtures=5,
+            dropout_rate=0.2,
+        ),
+        num_steps=700,
+        learning_rate=5e-3,
         valid_every=100,
         ema_decay=0.99,
     ),
