@@ -165,6 +165,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from gm import generate, trained
+    from gm.data import texts
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
 
@@ -203,6 +204,13 @@ def main(argv: list[str]) -> None:
     progress.close()
     if not image:
         print("\n".join(lines[:8]))
+    if found.data["symbols"] and found.data.get("end") is not None:
+        full = int(texts.is_full(x, found.data["end"]).sum())
+        if full:
+            print(
+                f"{full} of {count} texts fill all the {model.num_dims - 1} characters "
+                "there is room for, and may be cut off"
+            )
     told = ", ".join(f"{name} {value:g}" for name, value in options.items())
     outside = f" (not of the model itself: {told})" if told else ""
     print(f"{count} samples{outside}: {output}")
