@@ -42,6 +42,7 @@ flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 flags.DEFINE_multi_string(
     "set", [], "field=value that changes how is drawn, such as inversion=jacobi"
 )
+launcher.define_data_dir()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
@@ -93,7 +94,6 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
     """(conditions, numbers of the noise, how many samples, columns of the grid)."""
     import numpy as np
 
-    from gm import data
     from gm.generate import lay_out, parse_conditions
 
     spec, text, count = found.model.cond, FLAGS.cond, FLAGS.num_samples
@@ -121,12 +121,8 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
         return None, None, count, None
     if spec.kind == "class":
         return (np.arange(count) % spec.size).astype(np.int32), None, count, None
-    config = found.config  # as in the data
-    dataset = data.load(
-        config.dataset, resolution=config.resolution, data_dir=config.data_dir
-    )
-    numbers = np.arange(count) % len(dataset.valid)
-    return dataset.valid.batch(numbers)[1], None, count, None
+    valid: Any = launcher.load_split(found, "valid")[1]  # as in the data
+    return valid.batch(np.arange(count) % len(valid))[1], None, count, None
 
 
 def _prefix(found: Any) -> Any:
