@@ -19,6 +19,20 @@ PRESETS = {
         save_every=2000,
         num_valid_examples=1000,
     ),
+    # A table, since the edges of a render have few grey values; 64 pixels leave time for
+    # many passes over the 8192 renders.
+    "solids/pixelcnn-8x8": preset(
+        NOT_RUN,
+        dict(width=48, head_width=128, num_mixtures=0),
+        resolution=8,
+        num_steps=12000,
+        batch_size=64,
+        learning_rate=3e-3,
+        valid_every=1000,
+        save_every=1000,
+        ema_decay=0.995,
+        num_valid_examples=300,
+    ),
     "cifar10/pixelcnn-small": preset(
         NOT_RUN,
         dict(num_mixtures=5),
