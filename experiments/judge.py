@@ -91,14 +91,21 @@ def _support(found: dict[str, Any], split: str) -> str:
 
 
 def _texts(found: dict[str, Any], split: str) -> str:
-    own, real = found["samples"], found["real"]
-    told = (
-        f"{own['in_train']:.1%} ± {own['in_train_standard_error']:.1%} of the texts "
-        f"occur in the training text ({split}: {real['in_train']:.1%}), "
-        f"{own['distinct']} are different; mean length {own['mean_length']:.1f} "
-        f"({split}: {real['mean_length']:.1f})"
-    )
-    return "\n".join([*(f"  {text}" for text in found["examples"]), told])
+    lines = [f"  {text}" for text in found["examples"]]
+    for name, side in (("samples", found["samples"]), (split, found["real"])):
+        told = f"{name}: {side['count']} {found['of']}"
+        if side["count"]:
+            told += (
+                f", {side['in_train']:.1%} ± {side['in_train_standard_error']:.1%} of "
+                f"them in the training text, {side['distinct']} different; mean length "
+                f"{side['mean_length']:.1f}"
+            )
+        if "full" in side:
+            told += (
+                f"; {side['full']:.1%} fill all the room there is (and may be cut off)"
+            )
+        lines.append(told)
+    return "\n".join(lines)
 
 
 _SAID = {

@@ -32,7 +32,13 @@ flags.DEFINE_string("reverse", None, "another run: each one's data are outliers 
 flags.DEFINE_list("background", [], "runs on mutated data, one for each inlier's")
 flags.DEFINE_list("ensemble", [], "more runs on the same data, such as other seeds")
 flags.DEFINE_string("rank", None, "a folder of images to rank instead")
-flags.DEFINE_list("scores", [], "which; the first one ranks (default: all there are)")
+flags.DEFINE_list(
+    "scores",
+    [],
+    "of likelihood, typicality, typicality_group, likelihood_ratio, complexity, waic, "
+    "dose, dose_svm, likelihood_regret, gradient_norm, lid; the first one ranks "
+    "(default: all that the models allow)",
+)
 flags.DEFINE_integer("num_examples", 1000, "of each set, and to fit scores on")
 flags.DEFINE_integer("group_size", 10, "examples that typicality_group judges together")
 flags.DEFINE_enum("fit_split", "train", ["train", "valid"], "what scores are fitted on")

@@ -42,6 +42,7 @@ flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 flags.DEFINE_multi_string(
     "set", [], "field=value that changes how is drawn, such as inversion=jacobi"
 )
+launcher.define_data_dir()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
@@ -93,7 +94,6 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
     """(conditions, numbers of the noise, how many samples, columns of the grid)."""
     import numpy as np
 
-    from gm import data
     from gm.generate import lay_out, parse_conditions
 
     spec, text, count = found.model.cond, FLAGS.cond, FLAGS.num_samples
@@ -121,12 +121,8 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
         return None, None, count, None
     if spec.kind == "class":
         return (np.arange(count) % spec.size).astype(np.int32), None, count, None
-    config = found.config  # as in the data
-    dataset = data.load(
-        config.dataset, resolution=config.resolution, data_dir=config.data_dir
-    )
-    numbers = np.arange(count) % len(dataset.valid)
-    return dataset.valid.batch(numbers)[1], None, count, None
+    valid: Any = launcher.load_split(found, "valid")[1]  # as in the data
+    return valid.batch(np.arange(count) % len(valid))[1], None, count, None
 
 
 def _prefix(found: Any) -> Any:
@@ -165,6 +161,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from gm import generate, trained
+    from gm.data import texts
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
 
@@ -203,6 +200,13 @@ def main(argv: list[str]) -> None:
     progress.close()
     if not image:
         print("\n".join(lines[:8]))
+    if found.data["symbols"] and found.data.get("end") is not None:
+        full = int(texts.is_full(x, found.data["end"]).sum())
+        if full:
+            print(
+                f"{full} of {count} texts fill all the {model.num_dims - 1} characters "
+                "there is room for, and may be cut off"
+            )
     told = ", ".join(f"{name} {value:g}" for name, value in options.items())
     outside = f" (not of the model itself: {told})" if told else ""
     print(f"{count} samples{outside}: {output}")

@@ -299,15 +299,14 @@ def _unpaired(found: Any, dataset: Any) -> None:
         columns += [x[here[:shown]], moved[here[:shown]]]
         if partners is not None:
             true = x[partners[here]]
-            row["domains"][names[a]] |= unpaired.judge(x[here], moved[here], true)
+            given = (x[here], moved[here], true, unpaired.all_images(dataset, 1 - a))
+            row["domains"][names[a]] |= unpaired.judge(*given)
             columns.append(true[:shown])
-    columns = [_as_bytes(c, model.num_values, model.shape) for c in columns]
-    path = launcher.write_application(
-        found, _stem("num_examples"), row, _picture(columns)
-    )
+    picture = _picture([_as_bytes(c, model.num_values, model.shape) for c in columns])
+    path = launcher.write_application(found, _stem("num_examples"), row, picture)
     _print_unpaired(row)
-    what = "image, translation" + (", true partner" if partners is not None else "")
-    print(f"{what}, for both domains: {path}.png, {path}.json")
+    true = ", true partner" if partners is not None else ""
+    print(f"image, translation{true}, for both domains: {path}.png, {path}.json")
 
 
 def _print_unpaired(row: dict[str, Any]) -> None:
@@ -326,7 +325,8 @@ def _print_unpaired(row: dict[str, Any]) -> None:
         )
         if "match_rate" in d:
             print(
-                f"    becomes its own partner: {100 * d['match_rate']:.1f} % (copies "
+                f"    of {d['candidates']} the nearest is its own partner: "
+                f"{100 * d['match_rate']:.1f} % (copies "
                 f"{100 * d['match_rate_of_copies']:.1f} %, chance "
                 f"{100 * d['match_rate_of_chance']:.1f} %); mean absolute error "
                 f"{d['mean_error']:.2f} (copies {d['mean_error_of_copies']:.2f})"

@@ -14,7 +14,7 @@ import numpy as np
 
 from gm import classify, gap, generate, quality
 from gm.data import texts
-from gm.data.dataset import Dataset, Fresh, Split
+from gm.data.dataset import Dataset, Fresh, Split, WindowSplit
 from gm.errors import InputError
 from gm.evaluate import check_importance_samples
 from gm.model import LikelihoodModel
@@ -118,7 +118,7 @@ def judge(
         row |= _images(dataset, sets, seed)
     if dataset.support is not None:
         row["support"] = gap.judge_samples(sets.samples, dataset, sets.cond)
-    if dataset.symbols is not None and dataset.unit == "object":
+    if dataset.symbols is not None:
         row["texts"] = _texts(dataset, sets)
     classes = model.cond is not None and model.cond.kind == "class"
     if num_bayes and classes and sets.train_labels is not None:
@@ -136,8 +136,8 @@ def judge(
         }
     if len(row) == 1:
         raise InputError(
-            f"--workdir: of {dataset.name} there is nothing to judge: no images, no texts "
-            "that end, and no known support"
+            f"--workdir: of {dataset.name} there is nothing to judge: no images, no text "
+            "and no known support"
         )
     return row
 
@@ -180,17 +180,29 @@ def _images(dataset, sets, seed):
 
 
 def _texts(dataset, sets):
-    """How new generated texts are, and how long, beside real ones."""
-    symbols = dataset.symbols
-    own, real = (texts.decode(x, symbols) for x in (sets.samples, sets.real))
-    known = [] if sets.train is None else texts.decode(sets.train, symbols)
-    return {
-        "samples": texts.novelty(own, known)
-        | {"mean_length": float(np.mean([len(t) for t in own]))},
-        "real": texts.novelty(real, known)
-        | {"mean_length": float(np.mean([len(t) for t in real]))},
-        "examples": own[:10],
-    }
+    """How new generated texts are, and how long, beside real ones.
+
+    Of running text it is the whole sentences that are counted.
+    """
+    symbols, documents = dataset.symbols, dataset.unit == "object"
+
+    def pieces(x):
+        if documents:
+            return texts.decode(x, symbols)
+        windows = ("".join(symbols[v] for v in row) for row in x)
+        return [s for window in windows for s in texts.sentences(window)]
+
+    train = sets.train
+    if isinstance(dataset.train, WindowSplit):
+        train = dataset.train.sequence[None]  # all of it, each sentence once
+    known = [] if train is None else pieces(train)
+    found: dict[str, Any] = {"of": "texts" if documents else "sentences"}
+    for name, x in (("samples", sets.samples), ("real", sets.real)):
+        found[name] = texts.novelty(pieces(x), known)
+        if documents:
+            full = texts.is_full(x, symbols.index(texts.END))
+            found[name]["full"] = float(full.mean())
+    return found | {"examples": pieces(sets.samples)[:10]}
 
 
 def picture(sets: Sets, num_values: int, columns: int = 8) -> Any:

@@ -39,6 +39,12 @@ UNRUN = {
     'flags="--model=made --dataset=fashion_mnist': "needs an archive; as the next three",
     "python -m experiments.train $flags": "needs an archive that is downloaded",
     "python -m experiments.outliers --inlier=runs/fashion": "needs that archive",
+    "python -m experiments.train --data_dir=DATA": "needs archives that are downloaded",
+    "python -m experiments.judge --data_dir=DATA": "of a run on such an archive",
+    "python -m experiments.complete --data_dir=DATA": "of a run on such an archive",
+    "python -m experiments.translate --data_dir=DATA": "of a run on such an archive",
+    "python -m experiments.outliers --data_dir=DATA": "of a run on such an archive",
+    "python scripts/prepare_data --train=DATA": "needs an archive that is downloaded",
 }
 
 

@@ -1,5 +1,6 @@
 """Texts that end: read, scored, sampled and coded up to their end."""
 
+import dataclasses
 import gzip
 import json
 
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import generate
+from gm import generate, judge
 from gm.audit.subject import SPACES, parameters, quick_jit
-from gm.data import texts
+from gm.data import load, texts
 from gm.errors import InputError
 from gm.model import load_model
 
@@ -90,6 +91,38 @@ def test_texts_are_read_from_lines_and_from_json(tmp_path):
     found = texts.load("texts:b.json.gz", data_dir=str(tmp_path))
     assert texts.decode(found.valid.x, found.symbols) == lines[1::3]
     assert found.shape == (max(map(len, lines)) + 1,)
+
+
+def test_whole_sentences_are_counted_and_texts_without_room():
+    text = "ne two. How\nare you? Fine,\nthanks! \n\nKING:\nNo.\n\nAnd then"
+    found = ["How are you?", "Fine, thanks!", "KING: No."]
+    assert texts.sentences(text) == found
+    assert texts.sentences("One.") == texts.sentences("no end") == []
+    told = texts.novelty([*found, "KING: No."], ["KING: No.", "Fine, thanks"])
+    assert (told["in_train"], told["distinct"], told["count"]) == (0.5, 3, 4)
+    assert texts.novelty([], found) == {"count": 0}
+    x = np.array([[1, 2, 0, 0], [1, 2, 1, 0], [0, 0, 0, 0], [1, 2, 1, 2]])
+    np.testing.assert_array_equal(texts.is_full(x, 0), [False, True, False, True])
+
+
+def test_generated_text_is_looked_up_in_the_training_text(tmp_path):
+    lines = [f"Line {i} has {'abcdef'[i % 6]}. It ends here! " for i in range(400)]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    dataset = load(f"files:{tmp_path / 'a.txt'}", resolution=80)
+    windows = dataset.test.x
+    sets = judge.Sets(windows, windows, windows, None, None, windows, None)
+    row = judge.judge(_Model, None, dataset, sets)["texts"]
+    assert row["of"] == "sentences"
+    assert row["samples"]["count"] > 10
+    # One of the two sentences of each line has its number in it.
+    assert 0.2 < row["samples"]["in_train"] < 0.8
+    seen = dataset.train.batch(np.arange(0, 2000, 80))[0]
+    row = judge.judge(_Model, None, dataset, dataclasses.replace(sets, samples=seen))
+    assert row["texts"]["samples"]["in_train"] == 1
+
+
+class _Model:
+    shape, cond = (80,), None
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,8 @@ def test_a_text_run_is_prompted(tmp_path):
     written = path.read_text().splitlines()
     assert len(written) == 5
     assert all(line.startswith("the ") and len(line) <= 10 for line in written)
+    full = sum(len(line) == 10 for line in written)
+    assert (f"{full} of 5 texts fill all the 10 characters" in out) == (full > 0)
     one_error(launch("sample", *args, "--prompt=thé"), "'é'", "characters of the run")
 
 

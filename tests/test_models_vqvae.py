@@ -46,6 +46,24 @@ def test_bound_is_one_term_of_the_sum_over_all_codes():
     np.testing.assert_allclose(off, 0, atol=1e-4)
 
 
+def test_a_dense_one_of_images_is_that_of_their_pixels_in_a_row():
+    image = VQVAE((4, 4, 1), 3, dense=True, **TINY)
+    row = VQVAE((16,), 3, **TINY)
+    params = parameters(image, "perturbed")
+    shapes = [
+        jax.tree.map(jnp.shape, p) for p in (params, parameters(row, "perturbed"))
+    ]
+    assert shapes[0] == shapes[1]
+    assert image.code_shape == (1, 1, 2)
+    x, key = (
+        jax.random.randint(jax.random.key(1), (5, 4, 4, 1), 0, 3),
+        jax.random.key(0),
+    )
+    found = log_prob(image, params, x, None, key)[0]
+    expected = log_prob(row, params, x.reshape(5, 16), None, key)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_codes_are_the_nearest():
     model, params = made()
     x = jnp.asarray(Space((3,), 3).states())

@@ -347,11 +347,18 @@ def test_a_flow_translates_and_comes_back():
 
 def test_translations_are_judged_by_their_partners():
     x = images(GREY, 17, 30).astype(int)
-    found = unpaired.judge(x, 16 - x, 16 - x)
+    others = images(GREY, 17, 50, seed=1).astype(int)
+    among = np.concatenate([others, 16 - x])
+    found = unpaired.judge(x, 16 - x, 16 - x, among)
     assert (found["match_rate"], found["mean_error"]) == (1, 0)
     assert found["match_rate_of_copies"] < 0.5
-    assert found["match_rate_of_chance"] == 1 / 30
-    assert unpaired.judge(x, np.roll(16 - x, 1, 0), 16 - x)["match_rate"] == 0
+    assert found["match_rate_of_chance"] == 1 / 80
+    wrong = unpaired.judge(x, np.roll(16 - x, 1, 0), 16 - x, among)
+    assert wrong["match_rate"] == 0
+    # Nearest of all there are, not of the partners of the images that are judged.
+    assert unpaired.judge(x, others[:30], 16 - x, 16 - x)["match_rate"] < 0.2
+    nearer = np.concatenate([16 - x, others])
+    assert unpaired.judge(x, others[:30], 16 - x, nearer)["match_rate"] == 0
 
 
 def test_what_cannot_translate_unpaired_is_told():

@@ -9,6 +9,7 @@ import collections
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,18 +154,40 @@ def num_characters(split: Split, end: int, block: int = 4096) -> int:
     return total
 
 
-def novelty(texts: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+def sentences(text: str) -> list[str]:
+    """The whole sentences of a piece of running text, each on one line.
+
+    One ends with . ! or ? before a space, or at an empty line. What the piece begins and
+    ends with may be part of one only and is left out.
+    """
+    parts = re.split(r"(?<=[.!?])\s+|\n\s*\n", text)[1:-1]
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def is_full(x: np.ndarray, end: int) -> np.ndarray:
+    """Whether texts [N, L] fill all their room, L - 1 symbols, without an end: bool [N].
+
+    There the end is certain, so a text may have been cut off.
+    """
+    return ~(np.asarray(x)[:, :-1] == end).any(axis=1)
+
+
+def novelty(texts: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
     """What share of generated texts occur among known ones, and how many differ.
 
     Returns:
-      in_train: the share that equal a known text; distinct: different ones among them;
-      in_train_standard_error: of a share of so many draws.
+      count, of the texts; in_train: the share that equal a known text;
+      in_train_standard_error: of a share of so many draws; distinct: how many differ;
+      mean_length, in characters. Of no texts it is the count alone.
     """
+    if not texts:
+        return {"count": 0}
     seen = set(known)
     share = float(np.mean([t in seen for t in texts]))
-    error = math.sqrt(share * (1 - share) / len(texts))
     return {
+        "count": len(texts),
         "in_train": share,
-        "in_train_standard_error": error,
+        "in_train_standard_error": math.sqrt(share * (1 - share) / len(texts)),
         "distinct": len(set(texts)),
+        "mean_length": float(np.mean([len(t) for t in texts])),
     }

@@ -8,8 +8,8 @@ z of which P(x) = sum_z p(x|z) p(z) is made,
 
 a bound without noise. In training the paper's terms for the codebook and the commitment
 (its equation 3) are added, and the gradient passes the nearest neighbour straight
-through (its section 3.2). A sequence of L symbols is one pixel of L channels: the layers
-are dense.
+through (its section 3.2). A sequence of L symbols, and with `dense` an image too, is
+one pixel of as many channels: the layers are dense, and there is one place for codes.
 
 Deviations from the paper: the prior is trained with the rest, not after it, and is a
 transformer, not a PixelCNN; it does not pull at the codes. Vectors and codes have length
@@ -114,6 +114,7 @@ class VQVAE(SymbolModel):
 
     width: int = 64
     depth: int = 2  # residual blocks in encoder and decoder each
+    dense: bool = False  # no convolutions of images either
     max_halvings: int = 1  # of the resolution, where it can be halved so often
     num_codes: int = 1  # per place
     codebook_size: int = 64
@@ -131,7 +132,8 @@ class VQVAE(SymbolModel):
     @property
     def canvas(self) -> tuple[int, ...]:
         """[H, W, C] as which an example is seen: a sequence is one pixel."""
-        return self.shape if len(self.shape) == 3 else (1, 1, self.num_dims)
+        image = len(self.shape) == 3 and not self.dense
+        return self.shape if image else (1, 1, self.num_dims)
 
     @property
     def halvings(self) -> int:
@@ -155,7 +157,7 @@ class VQVAE(SymbolModel):
             width=self.width,
             halvings=self.halvings,
             depth=self.depth,
-            kernel_size=3 if len(self.shape) == 3 else 1,
+            kernel_size=3 if self.canvas == self.shape else 1,
             dropout_rate=self.dropout_rate,
         )
         self.embed = CondEmbedding(self.cond, self.width)
