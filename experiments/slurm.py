@@ -90,7 +90,7 @@ def run(root: Path, cells: list[Cell], jobs: int, pairs: list[str]) -> int:
         import submitit
     except ImportError:
         raise InputError(
-            "--launcher=slurm: needs submitit; pip install 'gm[slurm]'"
+            "--launcher=slurm: needs submitit; pip install -e '.[slurm]'"
         ) from None
     waiting = [cell for cell in cells if cell.enter() is None]
     if waiting:

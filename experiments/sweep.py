@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from absl import flags
@@ -178,16 +179,17 @@ def _run_all(cells: list[Cell]) -> int:
                 if outcome.startswith(("failed", "stopped")):
                     failed.append(cell.path.name)
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(FLAGS.jobs)]
-    for worker in workers:
-        worker.start()
+    # Not Thread.join: where Ctrl-C interrupts it, Python 3.11 and 3.12 take the thread for
+    # ended, and the cells would still be saving when the same command is given again.
+    pool = ThreadPoolExecutor(FLAGS.jobs)
+    workers = [pool.submit(work, slot) for slot in range(FLAGS.jobs)]
     try:
         for worker in workers:
-            worker.join()
+            worker.result()
     except KeyboardInterrupt:
-        waiting.clear()  # the cells that run were interrupted too, and save
+        stop(None, None)  # a terminal interrupted the cells too; twice is as good as once
         for worker in workers:
-            worker.join()
+            worker.result()
         again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
         print(
             "stopped; the same command skips finished cells and resumes started ones:\n"

@@ -72,6 +72,7 @@ def _configure():
             )
         cond = dataclasses.replace(dataset.cond, optional=True)
         dataset = dataclasses.replace(dataset, cond=cond)
+    check_feed(dataset, config.train, mesh)
     model = build(
         config.model,
         dataset,
@@ -79,7 +80,6 @@ def _configure():
         conditional=config.conditional,
         precision=config.precision,
     )
-    check_feed(dataset, config.train, mesh)
     check_importance_samples(model, config.train.valid_samples, "valid_samples")
     if FLAGS.evaluate:
         check_importance_samples(model, FLAGS.num_importance_samples)

@@ -179,8 +179,9 @@ class RunDirectory:
         run = cls(path)
         if not (run.path / "config.json").is_file():
             raise InputError(
-                f"--{flag}={path}: no run here (config.json is missing)"
-                f"{nearest_run(run.path)}; give the --workdir of a `train` that was started"
+                f"--{flag}={path}: no run here (config.json is missing); "
+                "give the --workdir of a `train` that was started"
+                f"{nearest_run(run.path)}"
             )
         return run
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -256,3 +257,23 @@ def test_a_killed_sweep_goes_on(tmp_path):
     assert [Cell(c, tuple(read_json(c / "cell.json")["args"]))() for c in cells] == [
         "skipped: finished before"
     ] * 2
+
+
+def test_ctrl_c_of_a_sweep_returns_when_its_cells_are_saved(tmp_path):
+    flags = ("--models=made", "--set=made.width=8", "--num_steps=100000",
+             "--steps_per_dispatch=20", "--save_every=20", "--valid_every=100000",
+             "--num_valid_examples=50", f"--workdir={tmp_path}")  # fmt: skip
+    process = start("sweep", *flags)
+    cell = tmp_path / "digits_made_width=8_s0"
+    latest = cell / "checkpoints" / "latest"
+    limit = time.monotonic() + 120
+    while not (latest.is_dir() and any(latest.glob("[0-9]*"))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert read_state(cell).word == "stopped"
+    assert f"{cell.name}: stopped" in out
+    assert f"python -m experiments.sweep {shlex.join(flags)}" in err
