@@ -7,7 +7,8 @@ them, make a model of classes or of pairs of one.
 from experiments.presets.preset import NOT_RUN, preset
 
 PRESETS = {
-    # At 14 x 14 nearly all of the image lies in the receptive field.
+    # At 14 x 14 nearly all of the image lies in the receptive field. Given the class 427
+    # examples a CPU second: 30 minutes of a core.
     "mnist/pixelcnn-14x14": preset(
         NOT_RUN,
         dict(num_mixtures=5),
@@ -33,6 +34,7 @@ PRESETS = {
         ema_decay=0.995,
         num_valid_examples=300,
     ),
+    # Given the source of superres:4 61 examples a CPU second: 52 minutes of a core.
     "cifar10/pixelcnn-small": preset(
         NOT_RUN,
         dict(num_mixtures=5),
@@ -43,6 +45,7 @@ PRESETS = {
         save_every=1000,
         num_valid_examples=500,
     ),
+    # 177 examples a CPU second: 48 minutes of a core.
     "cifar10/glow-small": preset(
         NOT_RUN,
         dict(width=64, depth=8, num_scales=3),
