@@ -327,7 +327,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            return 130
+            sys.stdout.flush()
+            # At once: an orderly exit waits for what XLA computes, and can crash in it.
+            os._exit(130)
 
     sys.path.append(os.getcwd())  # --model=my_file finds a file beside you
     _use_compilation_cache()

@@ -187,7 +187,9 @@ def _run_all(cells: list[Cell]) -> int:
         for worker in workers:
             worker.result()
     except KeyboardInterrupt:
-        stop(None, None)  # a terminal interrupted the cells too; twice is as good as once
+        stop(
+            None, None
+        )  # a terminal interrupted the cells too; twice is as good as once
         for worker in workers:
             worker.result()
         again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])

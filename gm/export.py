@@ -76,7 +76,7 @@ def _card(found: Trained, rows: list[Row], digest: str, license: str, own: bool)
         else "unconditional"
     )
     parts.append(
-        f"A {found.model.family} model, {kind}, of {num_params(found.params):,} "
+        f"Of the {found.model.family} family, {kind}, with {num_params(found.params):,} "
         f"parameters. It assigns a probability to integers 0 to "
         f"{found.model.num_values - 1} of shape {list(found.model.shape)}; its "
         f"likelihoods are of the kind: {found.model.estimate.value}."
@@ -115,7 +115,7 @@ import gm
 
 run = gm.load("this directory")
 x = run.sample(16)
-nats = run.log_prob(x)
+nats = -run.log_prob(x)
 ```
 
 `python -m experiments.evaluate --workdir=THIS` measures the numbers again, and
@@ -127,7 +127,8 @@ def _numbers(rows: list[Row]) -> list[str]:
         [
             f"{row['dataset']}, {row['split']}",
             f"{value_text(row)} {unit_name(row)}",
-            f"{row['estimate']}, {row['num_importance_samples']} draws",
+            row["estimate"]
+            + (f", {k} draws" if (k := row["num_importance_samples"]) > 1 else ""),
             f"{row['num_examples']:,}",
             row["split_sha256"][:16],
             f"{row.get('device', '')}, {row.get('commit', '')}",

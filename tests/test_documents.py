@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from documents import PAGES, UNRUN
 from launch import REPO, start
+from PIL import Image
 
 from experiments import models, presets
 from gm.tables import markdown
@@ -165,6 +166,11 @@ def place(tmp_path_factory):
     [model] = [t for lang, t in documents.blocks("README.md") if "class Indep" in t]
     (place / "my_model.py").write_text(model)
     np.save(place / "images.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (44, 16, 16, 3), np.uint8)
+    for folder, images in (("photos", noise[:40]), ("others", noise[40:])):
+        (place / folder).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(place / folder / f"{i}.png")
     return place
 
 

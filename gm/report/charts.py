@@ -84,7 +84,7 @@ def ranking(table: Table, place: str) -> Chart:
     """Bits of every contender with two standard errors, and of every seed."""
     row, count = table.example, len(table.found)
     unit = plain(unit_name(row))
-    figure = _figure(90 + 26 * count, f"{unit}, ± 2 standard errors", "")
+    figure = _figure(90 + 26 * max(count, 2), f"{unit}, ± 2 standard errors", "")
     lines = []
     for i, found in enumerate(table.found):
         first, look = found.rows[0], style_of(i)
