@@ -135,7 +135,12 @@ def cells() -> dict[str, list[str]]:
             given = _passed_on()
             if not any(a.startswith("--evaluate=") for a in given):
                 args.append(f"--evaluate={FLAGS.evaluate}")
-            named[cell_name(parts)] = args + given
+            name = cell_name(parts)
+            if named.setdefault(name, args + given) != args + given:
+                raise InputError(
+                    f"two cells would share the directory {name}; give them "
+                    "a --workdir each"
+                )
     return named
 
 
@@ -143,6 +148,7 @@ def _run_all(cells: list[Cell]) -> int:
     """Runs the cells, some at a time; returns how many failed."""
     waiting = list(cells)
     count, done, failed, lock = len(cells), 0, [], threading.Lock()
+    jobs = min(FLAGS.jobs, count)
     running: list[subprocess.Popen] = []
 
     def stop(number, frame):
@@ -154,9 +160,9 @@ def _run_all(cells: list[Cell]) -> int:
 
     def work(slot):
         nonlocal done
-        if FLAGS.jobs > 1 and hasattr(os, "sched_setaffinity"):
+        if jobs > 1 and hasattr(os, "sched_setaffinity"):
             # Of this thread, and so of the processes that it starts.
-            share = sorted(os.sched_getaffinity(0))[slot :: FLAGS.jobs]
+            share = sorted(os.sched_getaffinity(0))[slot::jobs]
             os.sched_setaffinity(0, share or os.sched_getaffinity(0))
         while True:
             with lock:
@@ -178,7 +184,7 @@ def _run_all(cells: list[Cell]) -> int:
                 if outcome.startswith(("failed", "stopped")):
                     failed.append(cell.path.name)
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(FLAGS.jobs)]
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(jobs)]
     for worker in workers:
         worker.start()
     try:
