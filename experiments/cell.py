@@ -23,6 +23,16 @@ from gm.rundir import read_json, write_json
 STOPPED = (83, 130)  # what `train` returns where it was asked to stop and has saved
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a cell's cell.json says; InputError where it is not that of a cell."""
+    record = read_json(path / "cell.json")
+    if not isinstance(record, dict) or not (
+        isinstance(record.get("args"), list) and "done" in record
+    ):
+        raise InputError(f"{path / 'cell.json'}: not written by a sweep; move it away")
+    return record
+
+
 def cell_name(parts: list[str]) -> str:
     """The name of a cell's directory: no path, and not too long for a file system."""
     name = "_".join(launcher.safe_name(p).strip(".") for p in parts)
@@ -60,10 +70,9 @@ class Cell:
         Raises:
           InputError: the directory cannot be written.
         """
-        record = self.path / "cell.json"
-        if record.exists():
-            before = read_json(record)
-            changed = set(before["args"]) ^ set(self.args)
+        if (self.path / "cell.json").exists():
+            before = _read_record(self.path)
+            changed = set(map(str, before["args"])) ^ set(self.args)
             if changed:
                 return (
                     f"failed: {self.path} holds a run of other flags: "
@@ -154,13 +163,13 @@ def _progress(path):
 
 def read_state(path: Path) -> State:
     """How far the cell at a path is; InputError where there is none."""
-    record = read_json(path / "cell.json")
+    record = _read_record(path)
     if record["done"]:
         return State(path.name, "done", _bits(path))
     if _is_locked(path):
         return State(path.name, "running", *_progress(path))
     if record.get("failed"):
-        return State(path.name, "failed", record["failed"])
+        return State(path.name, "failed", str(record["failed"]))
     if (path / "metrics.jsonl").exists():
         return State(path.name, "stopped", _progress(path)[0])
     return State(path.name, "queued")

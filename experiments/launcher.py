@@ -74,8 +74,14 @@ def make_mesh() -> Any:
     Raises:
       InputError: a mesh or a group of processes that cannot be.
     """
-    if "distributed" in FLAGS and (FLAGS.distributed or FLAGS.coordinator):
-        _join()
+    if "distributed" in FLAGS:
+        for name in ("num_processes", "process_id"):
+            if FLAGS[name].present and not FLAGS.coordinator:
+                raise InputError(
+                    f"--{name}={FLAGS[name].value}: give --coordinator=HOST:PORT too"
+                )
+        if FLAGS.distributed or FLAGS.coordinator:
+            _join()
     if FLAGS.mesh is None:
         return None
     from gm import sharding

@@ -61,10 +61,13 @@ def _options(pairs: list[str]) -> dict[str, str]:
     return options
 
 
-def _queue(array: str) -> set[int]:
-    """Which jobs of an array Slurm still has, by their number in it."""
+def _queue(array: str) -> set[int] | None:
+    """Which jobs of an array Slurm still has, by number; None: it does not answer."""
     command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%K"]
     done = subprocess.run(command, capture_output=True, text=True)
+    # Of an array that ended a while ago Slurm knows nothing any more.
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
     words = done.stdout.split()
     # submitit makes no array of a single job; Slurm has no number for that one.
     return {0 if word == "N/A" else int(word) for word in words}
@@ -128,6 +131,8 @@ class _Judge:
     def __call__(self, states: list[State]) -> list[State]:
         time.sleep(1)  # a file may come a little later than the end of its job
         queue = _queue(self._array)
+        if queue is None:
+            return states
         return [self._judged(state, queue) for state in states]
 
     def _judged(self, state, queue):

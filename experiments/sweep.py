@@ -136,7 +136,12 @@ def cells() -> dict[str, list[str]]:
             given = _passed_on()
             if not any(a.startswith("--evaluate=") for a in given):
                 args.append(f"--evaluate={FLAGS.evaluate}")
-            named[cell_name(parts)] = args + given
+            name = cell_name(parts)
+            if named.setdefault(name, args + given) != args + given:
+                raise InputError(
+                    f"two cells would share the directory {name}; give them "
+                    "a --workdir each"
+                )
     return named
 
 
@@ -144,6 +149,7 @@ def _run_all(cells: list[Cell]) -> int:
     """Runs the cells, some at a time; returns how many failed."""
     waiting = list(cells)
     count, done, failed, lock = len(cells), 0, [], threading.Lock()
+    jobs = min(FLAGS.jobs, count)
     running: list[subprocess.Popen] = []
 
     def stop(number, frame):
@@ -155,9 +161,9 @@ def _run_all(cells: list[Cell]) -> int:
 
     def work(slot):
         nonlocal done
-        if FLAGS.jobs > 1 and hasattr(os, "sched_setaffinity"):
+        if jobs > 1 and hasattr(os, "sched_setaffinity"):
             # Of this thread, and so of the processes that it starts.
-            share = sorted(os.sched_getaffinity(0))[slot :: FLAGS.jobs]
+            share = sorted(os.sched_getaffinity(0))[slot::jobs]
             os.sched_setaffinity(0, share or os.sched_getaffinity(0))
         while True:
             with lock:
@@ -181,15 +187,14 @@ def _run_all(cells: list[Cell]) -> int:
 
     # Not Thread.join: where Ctrl-C interrupts it, Python 3.11 and 3.12 take the thread for
     # ended, and the cells would still be saving when the same command is given again.
-    pool = ThreadPoolExecutor(FLAGS.jobs)
-    workers = [pool.submit(work, slot) for slot in range(FLAGS.jobs)]
+    pool = ThreadPoolExecutor(jobs)
+    workers = [pool.submit(work, slot) for slot in range(jobs)]
     try:
         for worker in workers:
             worker.result()
     except KeyboardInterrupt:
-        stop(
-            None, None
-        )  # a terminal interrupted the cells too; twice is as good as once
+        # A terminal interrupted the cells too; twice is as good as once.
+        stop(None, None)
         for worker in workers:
             worker.result()
         again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])

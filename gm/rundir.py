@@ -76,6 +76,11 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file, but none that a symbolic link leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _locked(file: Any, seconds: float = 2.0) -> bool:
     """Locks a file; False where another process keeps it locked.
 
@@ -152,7 +157,7 @@ class RunDirectory:
                     f"another directory, with --init_from={path}"
                 )
             run.path.mkdir(parents=True, exist_ok=True)
-            lock = open(run.path / "LOCK", "a+")
+            lock = open(run.path / "LOCK", "a+", opener=_no_link)
             if not _locked(lock):
                 lock.seek(0)
                 owner = lock.read().strip() or "another process"

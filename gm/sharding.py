@@ -10,6 +10,7 @@ writes, and what a host decides is what process 0 decided.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,11 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition(":")
-        if name not in AXES or name in sizes or not size.isdecimal() or not int(size):
+        if (
+            name not in AXES
+            or name in sizes
+            or not re.fullmatch(r"0*[1-9]\d{0,8}", size)
+        ):
             raise InputError(
                 f"--mesh={text}: give data:N, fsdp:M or both, such as data:4,fsdp:2 "
                 "(fsdp also splits the parameters)"

@@ -80,7 +80,10 @@ def load(
     run = RunDirectory.open_to_read(path, flag)
     values = run.config()
     config = RunConfig.from_json(values)
-    model = rebuild_model(config, values["data"])
+    data = values.get("data")
+    if not (isinstance(data, dict) and {"shape", "num_values", "cond"} <= data.keys()):
+        raise InputError(f"{run.path / 'config.json'}: not that of a run (data)")
+    model = rebuild_model(config, data)
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     if run.weights.exists():
         label, params, meta = read_weights(run.weights, like)
@@ -89,7 +92,7 @@ def load(
                 f"--checkpoint={checkpoint}: an exported run has but one ({label}); "
                 "leave it out"
             )
-        return Trained(config, values["data"], model, params, label, meta, run)
+        return Trained(config, data, model, params, label, meta, run)
     kind, step = checkpoint, None
     if checkpoint not in ("best", "latest"):
         if not checkpoint.isdecimal():
@@ -110,9 +113,7 @@ def load(
         )
     step, flat, meta = found
     params = store.select(flat, "ema_params", like, step)
-    return Trained(
-        config, values["data"], model, params, f"{kind}, step {step}", meta, run
-    )
+    return Trained(config, data, model, params, f"{kind}, step {step}", meta, run)
 
 
 def initial_params(path: str, model: LikelihoodModel) -> Any:

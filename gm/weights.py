@@ -46,7 +46,7 @@ def read_weights(path: Path, like: Any) -> tuple[str, Any, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             told = file.metadata() or {}
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            meta = json.loads(told["meta"])
+            label, meta = told["checkpoint"], json.loads(told["meta"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         what = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: not weights that gm exported ({what})") from None
@@ -55,4 +55,4 @@ def read_weights(path: Path, like: Any) -> tuple[str, Any, dict[str, Any]]:
         raise InputError(
             f"{path}: damaged: the sha256 of its parameters does not match"
         )
-    return told["checkpoint"], jax.tree.map(np.asarray, params), meta
+    return label, jax.tree.map(np.asarray, params), meta

@@ -19,12 +19,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()  # a flipped bit may be no text
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
             rows.append(row | {"step": int(row["step"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             if number < len(lines) - 1:
                 raise InputError(
                     f"{path}: line {number + 1} is not a row with a step"

@@ -35,7 +35,10 @@ def start(launcher, *args, **options):
 def launch(launcher, *args, **options):
     """Runs to the end; returns (exit status, stdout, stderr)."""
     process = start(launcher, *args, **options)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()  # where it takes too long; else it has ended
     return process.returncode, out, err
 
 

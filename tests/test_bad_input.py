@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -218,6 +219,17 @@ def test_a_run_of_another_configuration(digits_run):
 def test_no_run_there(tmp_path):
     outcome = launch("evaluate", f"--workdir={tmp_path}")
     one_error(outcome, f"--workdir={tmp_path}", "config.json is missing")
+    (tmp_path / "config.json").write_text('{"model": "made", "dataset": "digits"}')
+    outcome = launch("evaluate", f"--workdir={tmp_path}")
+    one_error(outcome, tmp_path / "config.json", "not that of a run")
+
+
+def test_a_lock_that_leads_elsewhere(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other").write_text("keep")
+    (tmp_path / "run" / "LOCK").symlink_to(tmp_path / "other")
+    one_error(train(tmp_path / "run"), f"--workdir={tmp_path / 'run'}", "cannot be")
+    assert (tmp_path / "other").read_text() == "keep"
 
 
 def mount(path, *options):
@@ -241,13 +253,14 @@ def mounted(path, *options):
 
 
 @pytest.mark.case(9)
-def test_a_full_disk(tmp_path):
+def test_a_full_disk(tmp_path, record_property):
     with mounted(tmp_path / "disk", "size=3m") as disk:
         run = disk / "run"
         args = ("--set=width=128", *SMALL)
         parts = ("could not be written", "No space left on device", "free some space")
         error = one_error(train(run, *args), *parts, alone=False)
         assert re.search(r"steps that are safe there: 5", error)
+        record_property("figure", "status 2, one line, step 5 safe")
         # Nothing is lost: with space, the same command goes on from there.
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         status, _, err = train(run, *args)
@@ -269,14 +282,17 @@ def test_a_limit_on_the_size_of_files(tmp_path):
 
 
 @pytest.mark.case(10)
-def test_a_read_only_disk(digits_run, tmp_path):
+def test_a_read_only_disk(digits_run, tmp_path, record_property):
     with mounted(tmp_path / "disk", "size=64m") as disk:
         run = shutil.copytree(digits_run, disk / "run")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         before = contents(run)
         args = ("--set=width=16", *SMALL)
+        begin = time.monotonic()
         for path in (run, disk / "new"):
             one_error(train(path, *args), f"--workdir={path}", "Read-only file system")
+        seconds = (time.monotonic() - begin) / 2
+        record_property("figure", f"refused after {seconds:.1f} s, nothing changed")
         outcome = launch("sweep", "--models=made", f"--workdir={disk / 'new'}")
         one_error(outcome, f"--workdir={disk / 'new'}", "Read-only file system")
         outcome = launch("evaluate", f"--workdir={run}")

@@ -78,7 +78,7 @@ def damages(path):
 
 
 @pytest.mark.case(7)
-def test_damage_to_any_file_is_never_silent(saved, tmp_path):
+def test_damage_to_any_file_is_never_silent(saved, tmp_path, record_property):
     like = jax.eval_shape(tree)
     names = sorted(
         p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file()
@@ -98,7 +98,10 @@ def test_damage_to_any_file_is_never_silent(saved, tmp_path):
             assert (copy / "corrupt-2").exists() == (step == 1)
             outcomes.append(step)
             shutil.rmtree(copy)
-    assert outcomes.count(1) > len(outcomes) / 4  # the damage did hit something
+    fell_back = outcomes.count(1)
+    assert fell_back > len(outcomes) / 4  # the damage did hit something
+    told = f"{len(names)} files, {len(outcomes)} damages: {fell_back} fell back a step"
+    record_property("figure", f"{told}, the others changed nothing; 0 silently wrong")
 
 
 def test_what_was_moved_aside_before_is_kept(saved, tmp_path):
@@ -152,9 +155,10 @@ def test_a_torn_last_line_is_dropped_and_a_torn_middle_refused(tmp_path):
     metrics.write(10, {"a": float("nan")})
     metrics.close()
     assert read_metrics(path) == [{"step": 5, "a": 1.0}, {"step": 10, "a": None}]
-    path.write_text('{"step": 5, "a"\n{"step": 10, "a": 2.0}\n')
-    with pytest.raises(InputError, match="line 1 is not a row"):
-        read_metrics(path)
+    for bad in (b'{"step": 5, "a"', b'{"st\xe5p": 5}', b'{"step": 1e999}', b"[5]"):
+        path.write_bytes(bad + b'\n{"step": 10, "a": 2.0}\n')
+        with pytest.raises(InputError, match="line 1 is not a row"):
+            read_metrics(path)
 
 
 # Updates that are not finite.

@@ -75,6 +75,29 @@ def test_one_failing_cell_does_not_stop_the_others(sweep, tmp_path):
     assert "1 of 2 cells failed" in done.stderr
 
 
+def test_cells_of_one_name_are_refused(tmp_path):
+    flags = ["--datasets=files:a/b,files:a_b", "--models=made", "--dry_run"]
+    done = run("-m", "experiments.sweep", *flags, f"--workdir={tmp_path}", ok=False)
+    assert done.returncode == 2
+    assert "two cells would share the directory files_a_b_made_s0" in done.stderr
+
+
+def test_a_queue_that_does_not_answer_is_no_empty_queue(tmp_path, monkeypatch):
+    from experiments.slurm import _queue
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    squeue = tmp_path / "squeue"
+    for body, found in {
+        "echo 0; echo 2": {0, 2},
+        "echo N/A": {0},
+        "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1": set(),
+        "echo Unable to contact slurm controller >&2; exit 1": None,
+    }.items():
+        squeue.write_text(f"#!/bin/sh\n{body}\n")
+        squeue.chmod(0o755)
+        assert _queue("7") == found
+
+
 def test_dry_run_prints_costs_and_runs_nothing(tmp_path):
     done = run(
         "-m",

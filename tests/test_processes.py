@@ -35,7 +35,11 @@ def group(launcher, args, processes, devices):
 
 def outcome(processes, timeout=300):
     """(exit statuses, stderr of each)."""
-    errors = [p.communicate(timeout=timeout)[1] for p in processes]
+    try:
+        errors = [p.communicate(timeout=timeout)[1] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()  # where they take too long; else they have ended
     return [p.returncode for p in processes], errors
 
 

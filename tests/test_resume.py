@@ -99,17 +99,19 @@ def check_kills(tmp_path, model, *settings, kills=5, steps=120, seed=0):
     generator = random.Random(seed)
     half = [kill_at(args, killed, i, generator) for i in range(kills)]
     assert any(half)
+    told = f"{model}: {kills} kills, {sum(half)} in a save"
     assert finish(args) == wanted
     assert rows(killed) == rows(whole)
     assert [r["step"] for r in rows(whole)] == list(range(5, steps + 1, 5))
     best = [run / "checkpoints" / "best" for run in (whole, killed)]
     assert len({tuple(p.name for p in b.iterdir()) for b in best}) == 1
     assert not any("tmp" in name for name in saves(killed))
+    return f"{told}; {len(rows(whole))} rows and the digest equal"
 
 
 @pytest.mark.case(2)
-def test_killed_five_times(tmp_path):
-    check_kills(tmp_path, "made", "width=16")
+def test_killed_five_times(tmp_path, record_property):
+    record_property("figure", check_kills(tmp_path, "made", "width=16"))
 
 
 @pytest.mark.case(2)
@@ -123,8 +125,8 @@ def test_killed_five_times(tmp_path):
         ("vae", ("width=8", "num_latents=4")),
     ],
 )
-def test_every_model_killed_five_times(model, settings, tmp_path):
-    check_kills(tmp_path, model, *settings, seed=1)
+def test_every_model_killed_five_times(model, settings, tmp_path, record_property):
+    record_property("figure", check_kills(tmp_path, model, *settings, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +140,16 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 83), (signal.SIGINT, 130)]
 )
-def test_asked_to_stop(number, status, whole, tmp_path):
+def test_asked_to_stop(number, status, whole, tmp_path, record_property):
     run = tmp_path / "run"
     args = command("made", run, "width=16")
     process = start("train", *args)
     assert wait_for(process, lambda: "5" in saves(run))
+    begin = time.monotonic()
     process.send_signal(number)
     process.send_signal(number)  # twice is as good as once
     _, err = process.communicate(timeout=60)
+    seconds = time.monotonic() - begin
     assert process.returncode == status, err
     assert "stopped and saved" in err
     assert "Traceback" not in err
@@ -153,22 +157,26 @@ def test_asked_to_stop(number, status, whole, tmp_path):
     assert 5 <= step < 120
     assert str(step) in saves(run)
     assert rows(run)[-1]["step"] == step  # nothing is lost
+    record_property("figure", f"status {status}, step {step} saved, {seconds:.1f} s")
     assert finish(args) == whole[1]
     assert rows(run) == rows(whole[0])
 
 
 @pytest.mark.case(12)
-def test_the_lock_is_freed_by_a_kill(whole, tmp_path):
+def test_the_lock_is_freed_by_a_kill(whole, tmp_path, record_property):
     run = tmp_path / "run"
     args = command("made", run, "width=16")
     process = start("train", *args)
     assert wait_for(process, lambda: "5" in saves(run))
     process.send_signal(signal.SIGSTOP)  # so that it does not end meanwhile
+    begin = time.monotonic()
     second = launch("train", *args)
+    seconds = time.monotonic() - begin
     process.send_signal(signal.SIGKILL)
     one_error(second, f"in use by pid {process.pid}")
     process.communicate()
     assert finish(args) == whole[1]
+    record_property("figure", f"the second refused after {seconds:.1f} s")
 
 
 @pytest.mark.case(8)

@@ -206,6 +206,16 @@ def test_names_are_no_escapes_and_no_markup(tmp_path):
     assert console.export_text().count(name) == 2
 
 
+@given(JSON)
+@QUICK
+def test_any_record_of_a_cell_is_read_or_refused_in_one_line(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("cell")
+    for record in (value, {"args": [], "done": False, "failed": value}):
+        (path / "cell.json").write_text(json.dumps(record))
+        told = refusal(lambda: read_state(path))
+        assert told == "" or "not written by a sweep" in told
+
+
 def test_compare_prints_names_as_they_are(tmp_path):
     (tmp_path / "results").mkdir()
     row = ROW | {"dataset": "files:[/x]", "seed": 0}

@@ -93,6 +93,8 @@ def test_a_mesh_that_cannot_be(tmp_path):
         InputError, match="--mesh=fsdp:8: 8 devices, there are 1 device"
     ):
         sharding.make_mesh({"fsdp": 8})
+    with pytest.raises(InputError, match="--mesh=data:9999"):
+        sharding.parse_mesh(f"data:{'9' * 5000}")  # more digits than int() reads
     run = tmp_path / "run"
     outcome = train(run, "--mesh=data:8", "--batch_size=12", env=EIGHT)
     one_error(outcome, "--batch_size=12", "multiple of the 8 devices")
@@ -109,6 +111,8 @@ def test_flags_of_meshes_and_processes_that_cannot_be(tmp_path):
     outcome = train(run, "--coordinator=here:1", "--process_id=2", "--num_processes=2")
     one_error(outcome, "--process_id=2", "from 0 to N-1")
     one_error(train(run, "--distributed"), "--distributed", "--coordinator")
+    outcome = train(run, "--process_id=1")
+    one_error(outcome, "--process_id=1", "--coordinator=HOST:PORT too")
     assert not run.exists()
 
 
