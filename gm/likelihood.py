@@ -93,6 +93,11 @@ def normal_kl(mean: jax.Array, log_std: jax.Array) -> jax.Array:
     return 0.5 * (mean**2 + jnp.exp(2 * log_std) - 1) - log_std
 
 
+def _softplus(v: jax.Array) -> jax.Array:
+    # log(1 + e^v); log1p is slow on XLA:CPU and buys nothing in absolute error here.
+    return jnp.maximum(v, 0) + jnp.log(1 + jnp.exp(-jnp.abs(v)))
+
+
 def categorical_log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
     """Log softmax(logits)[x]: logits [..., K], x [...] integers -> float32 [...]."""
     logits = logits.astype(jnp.float32)
@@ -103,12 +108,7 @@ def categorical_log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
 def bernoulli_log_prob(logit: jax.Array, x: jax.Array) -> jax.Array:
     """Log P(x) for x in {0, 1} with P(1) = sigmoid(logit), elementwise."""
     logit = logit.astype(jnp.float32)
-    return jnp.where(x > 0, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit))
-
-
-def _softplus(v: jax.Array) -> jax.Array:
-    # log(1 + e^v); log1p is slow on XLA:CPU and buys nothing in absolute error here.
-    return jnp.maximum(v, 0) + jnp.log(1 + jnp.exp(-jnp.abs(v)))
+    return -_softplus(jnp.where(x > 0, -logit, logit))
 
 
 def _log1mexp(width: jax.Array, log_width: jax.Array) -> jax.Array:

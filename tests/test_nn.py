@@ -2,12 +2,14 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gm.nn import attention, convolution
+from gm.nn.causal import concat_elu
 from gm.nn.conditioning import CondEmbedding
 from gm.spec import CondSpec
 
@@ -80,6 +82,14 @@ def test_gradient_in_a_loop_stays_in_the_canonical_layout():
     assert convs
     if jax.default_backend() == "cpu":
         assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in t for t in convs)
+
+
+def test_concat_elu_and_its_slope():
+    x = jnp.asarray([-30.0, -2.0, -1e-3, 0.0, 1e-3, 2.0, 30.0])
+    both = [concat_elu, lambda x: nn.elu(jnp.concatenate([x, -x]))]
+    found, expected = ([f(x), jax.jacrev(f)(x)] for f in both)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_even_kernels_are_refused():

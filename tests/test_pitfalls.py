@@ -49,6 +49,25 @@ def test_training_steps_have_no_raw_gradient_of_a_convolution(model_name):
             assert "-" not in pads
 
 
+@CPU
+def test_steps_update_their_state_in_place():
+    """In the loop no array is copied: an update in place needs its readers ordered."""
+    x = np.zeros((8, 6), np.uint8)
+    split = ArraySplit(x)
+    data = Dataset("zeros", x.shape[1:], 4, "dim", split, split, split)
+    config = TrainConfig(batch_size=2, num_steps=4, steps_per_dispatch=4)
+    model = build("made", data, load_model("made").TINY)
+    program = lower_steps(model, data, config).compile().as_text()
+    names = re.findall(r" while\(.*?body=%?([\w.]+)", program)
+    loops = [
+        re.search(rf"^%?{re.escape(name)} .*?^}}", program, re.M | re.S)[0]
+        for name in names
+    ]
+    steps = max(loops, key=len)  # the others draw random numbers
+    assert steps.count(" fusion(") > 20
+    assert not re.findall(r"f32\[\d.*? copy\(.*", steps)
+
+
 def taps(x, kernel, pads):
     """The definition: shifted images, side by side, times one matrix (im2col)."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -120,6 +139,7 @@ def test_compiled_gradients_keep_the_layout_and_pad_nothing_off():
     program = loop.lower(kernels).compile().as_text()
     convolutions = re.findall(r" convolution\(.*", program)
     assert " while(" in program
+    assert convolutions
     for line in convolutions:
         assert "dim_labels=b01f_01io->b01f" in line
         window = re.search(r"window=\{(.*?)\}", line)

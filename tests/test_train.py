@@ -25,6 +25,7 @@ from gm.train import (
     _flip,
     _mutate,
     init_state,
+    learning_rate_schedule,
     make_optimizer,
     train_step,
     train_steps,
@@ -101,9 +102,38 @@ def test_accumulated_gradient_equals_that_of_the_whole_batch():
     )
 
 
-def test_schedule_warms_up_and_ends_at_zero():
-    from gm.train import learning_rate_schedule
+def test_optimizer_is_optax_adamw():
+    """Clipped and not; with a bias, which does not decay; and the same state."""
+    config = TrainConfig(clip_norm=1.0, weight_decay=0.1, num_steps=10, warmup_steps=2)
+    expected = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            learning_rate_schedule(config),
+            weight_decay=0.1,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+    ours = make_optimizer(config)
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    state, other = ours.init(params), expected.init(params)
+    for size in (0.01, 100.0, 0.1):
+        grads = jax.tree.map(
+            lambda p, s=size: jnp.asarray(s * rng.normal(size=p.shape), "f4"), params
+        )
+        updates, state = ours.update(grads, state, params, ok=True)
+        wanted, other = expected.update(grads, other, params)
+        assert jax.tree.structure(state) == jax.tree.structure(other)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+            (updates, state),
+            (wanted, other),
+        )
+    _, kept = ours.update(grads, state, params, ok=False)
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
 
+
+def test_schedule_warms_up_and_ends_at_zero():
     rate = learning_rate_schedule(
         TrainConfig(num_steps=100, warmup_steps=10, learning_rate=1.0)
     )
