@@ -21,7 +21,11 @@ class Events:
     def __init__(self, directory: Path, resume_step: int):
         """Opens a file; TensorBoard leaves out what older ones have after that step."""
         purge = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(str(directory), purge_step=purge)
+        # Files are named after the second: the hyperparameters' own would overwrite this
+        # one, in a run of less than a second, but for the suffix.
+        self._writer = SummaryWriter(
+            str(directory), purge_step=purge, filename_suffix=".run"
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row, as `Metrics.write` does."""

@@ -6,6 +6,7 @@ model of your own, from the directory where `import my_package.my_model` works.
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from gm.rundir import cache_dir
 # Programs compiled by one test session are found again by the next.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir("xla")))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# A background job of a shell ignores Ctrl-C, and so would the launchers that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):

@@ -16,6 +16,7 @@ import gm
 from gm import evaluate, trained
 from gm.checkpoint import state_digest
 from gm.errors import InputError
+from gm.events import Events
 from gm.export import export
 
 
@@ -220,6 +221,17 @@ def _events(directory):
             [length] = struct.unpack("<Q", data[:8])
             yield Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
+
+
+def test_event_files_of_one_second_do_not_overwrite_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1e9)
+    events = Events(tmp_path, 0)
+    events.scalars(1, {"train/bpd": 2.0})
+    events.hyperparameters({"batch_size": 8}, [])
+    events.close()
+    values = [v for e in _events(tmp_path) for v in e.summary.value]
+    assert "train/bpd" in {v.tag for v in values}
+    assert "hparams" in {v.metadata.plugin_data.plugin_name for v in values}
 
 
 def test_event_files_have_scalars_samples_and_hyperparameters(path):
