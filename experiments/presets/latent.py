@@ -260,7 +260,11 @@ PRESETS = {
         learning_rate=2e-3,
         valid_every=2000,
         save_every=2000,
+        num_valid_examples=1000,
         num_importance_samples=100,
         published="LVAE, 12 layers (ladder-vae-pytorch)",
+        obtained="<= 84.466 ± 0.204 nats",
+        measured="seed 0, IW-100, 109 min of a shared CPU core, 8cf2daa",
+        curve={2000: 0.1746, 4000: 0.1691, 8000: 0.1645, 13000: 0.1628},
     ),
 }
