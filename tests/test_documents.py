@@ -114,10 +114,21 @@ def test_names_beside_the_equations_are_those_of_the_code(page):
     assert {w for w in camel + snake if w not in words} == set()
 
 
-def test_tables_are_up_to_date():
+def test_tables_are_up_to_date(monkeypatch):
     """If not: python -m experiments.models | scripts/into_readme models."""
-    assert markdown(*models.table()) in documents.text_of("gm/models/README.md")
     assert markdown(*models.quality()) in documents.text_of("experiments/RESULTS.md")
+    # Without the counts, for which every preset has to be traced.
+    monkeypatch.setattr(models, "_short", lambda count: "")
+    monkeypatch.setattr(models, "_preset_params", lambda name: 0)
+    page = re.sub(
+        r"(?<=`) [\d.]+[kMG]?(?=,| \|)", " ", documents.text_of("gm/models/README.md")
+    )
+    assert markdown(*models.table()) in page
+
+
+@pytest.mark.slow
+def test_counts_of_the_table_are_up_to_date():
+    assert markdown(*models.table()) in documents.text_of("gm/models/README.md")
 
 
 def test_licences_are_listed():

@@ -85,9 +85,10 @@ def test_nade_of_any_number_of_symbols_has_all_conditionals():
 
 
 @pytest.mark.parametrize("num_values", [2, 3, 40])
-def test_mixture_is_the_product_of_its_conditionals(num_values):
+@pytest.mark.parametrize("name", ["mixture", "gtm"])
+def test_mixture_is_the_product_of_its_conditionals(name, num_values):
     """The posterior over components, one symbol at a time, gives the same log P(x)."""
-    model, bound = make("mixture", (6,), num_values, CLASSES, num_components=4)
+    model, bound = make(name, (6,), num_values, CLASSES, num_components=4)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(0, num_values, (20, 6)), jnp.int32)
     cond = jnp.asarray(rng.integers(0, 3, 20))
@@ -107,6 +108,24 @@ def test_mixture_of_one_component_is_independent():
     np.testing.assert_allclose(
         nats(mixture, bound, x), nats(independent, table, x), rtol=1e-5
     )
+
+
+def test_gtm_is_the_mean_over_its_curve():
+    """Of the points one by one, as distributions of independent symbols."""
+    model, bound = make("gtm", (5,), 3, CLASSES, num_components=4, width=8)
+    x = states(3, 5)
+    classes = jnp.arange(len(x)) % 3
+    table = model.apply(bound, classes, method="components")  # [B, 4, 5, 3]
+    assert table.shape == (len(x), 4, 5, 3)
+    log_p = jax.nn.log_softmax(table)
+    each = jnp.take_along_axis(log_p, x[:, None, :, None], -1)[..., 0].sum(-1)
+    prior = model.apply(bound, classes, method="_log_prior")
+    expected = jax.nn.logsumexp(prior + each, axis=1)
+    np.testing.assert_allclose(nats(model, bound, x, classes), expected, rtol=1e-5)
+    # Neighbours on the curve are nearer to each other than its ends.
+    steps = jnp.linalg.norm(jnp.diff(table, axis=1), axis=(2, 3))
+    ends = jnp.linalg.norm(table[:, -1] - table[:, 0], axis=(1, 2))
+    assert (steps.max(1) < ends).all()
 
 
 def test_mixture_components_separate():

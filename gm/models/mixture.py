@@ -8,7 +8,7 @@ components p(k | x_<d), which grows by one symbol at a time,
 
 Deviations: trained by gradients, not EM; since parameters are initialised without data,
 components start at random, `spread` apart, not at examples. All conditions share the
-components and choose among them.
+components and choose among them; those of `gtm` depend on the condition.
 """
 
 from typing import Any
@@ -57,14 +57,18 @@ class Mixture(AutoregressiveModel):
         """Log p(k | cond): [B or 1, M]."""
         return jax.nn.log_softmax(self.weights + self.shift(cond))
 
+    def components(self, cond: jax.Array | None = None) -> jax.Array:
+        """Parameters of the components, [B, M, D, P]; B is 1 where all share them."""
+        return self.table[None]
+
     def _log_component(self, table, x):
-        """Log p(x_d | k): table [M, ..., P], x [B, ...] -> [B, M, ...]."""
-        return super().symbol_log_prob(table[None], x[:, None])
+        """Log p(x_d | k): table [B or 1, M, ..., P], x [B, ...] -> [B, M, ...]."""
+        return super().symbol_log_prob(table, x[:, None])
 
     def _predict(self, log_posterior, table):
-        """Log p(x_d | x_<d): log p(k | x_<d) [B, M], table [M, P] -> [B, K]."""
-        values = jnp.arange(self.num_values)[None]
-        log_p = super().symbol_log_prob(table[:, None], values)  # [M, K]
+        """Log p(x_d | x_<d): log p(k | x_<d) [B, M], table [B or 1, M, P] -> [B, K]."""
+        values = jnp.arange(self.num_values)[None, None]
+        log_p = super().symbol_log_prob(table[..., None, :], values)  # [B or 1, M, K]
         return jax.nn.logsumexp(log_posterior[:, :, None] + log_p, axis=1)
 
     def log_prob(
@@ -74,7 +78,8 @@ class Mixture(AutoregressiveModel):
         if self.end is not None:  # of documents, some symbols do not count
             return super().log_prob(x, cond, train=train)
         x = x.reshape(x.shape[0], self.num_dims)
-        log_joint = self._log_prior(cond) + self._log_component(self.table, x).sum(-1)
+        evidence = self._log_component(self.components(cond), x).sum(-1)  # [B, M]
+        log_joint = self._log_prior(cond) + evidence
         log_px = jax.nn.logsumexp(log_joint, axis=1)
         return log_px, {"symbols": log_px}
 
@@ -82,14 +87,15 @@ class Mixture(AutoregressiveModel):
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
         """X [B, D] -> log-probabilities [B, D, K] of P(x_d | x_<d)."""
-        evidence = self._log_component(self.table, x)  # [B, M, D]
+        table = self.components(cond)
+        evidence = self._log_component(table, x)  # [B, M, D]
         before = jnp.pad(evidence, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
         log_joint = self._log_prior(cond)[:, :, None] + jnp.cumsum(before, axis=2)
         log_posterior = jax.nn.log_softmax(log_joint, axis=1)
         # A map over positions, since [B, M, D, K] would be large.
         out = jax.lax.map(
             lambda row: self._predict(*row),
-            (log_posterior.transpose(2, 0, 1), self.table.swapaxes(0, 1)),
+            (log_posterior.transpose(2, 0, 1), table.transpose(2, 0, 1, 3)),
         )
         return out.swapaxes(0, 1)
 
@@ -102,11 +108,15 @@ class Mixture(AutoregressiveModel):
         self, cache: Any, index: jax.Array, previous: jax.Array
     ) -> tuple[Any, jax.Array]:
         """The posterior is updated by the previous symbol: O(M K) a symbol."""
-        table = self.table[:, jnp.maximum(index - 1, 0)]  # [M, P]
-        evidence = self._log_component(table, previous)
-        cache = cache + jnp.where(index > 0, evidence, 0)
-        cache = jax.nn.log_softmax(cache)
-        return cache, self._predict(cache, self.table[:, index])
+        return self._advance(cache, self.components(), index, previous)
+
+    def _advance(self, log_posterior, table, index, previous):
+        """`step` of a posterior [B, M] and the components [B or 1, M, D, P]."""
+        last = table[:, :, jnp.maximum(index - 1, 0)]  # [B or 1, M, P]
+        evidence = self._log_component(last, previous)
+        log_posterior += jnp.where(index > 0, evidence, 0)
+        log_posterior = jax.nn.log_softmax(log_posterior)
+        return log_posterior, self._predict(log_posterior, table[:, :, index])
 
 
 Model = Mixture
