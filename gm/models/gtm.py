@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from gm.models.mixture import Mixture
 from gm.models.vae import ResidualBlock
-from gm.nn.conditioning import CondEmbedding, CondShift
+from gm.nn.conditioning import CondEmbedding
 
 _NUM_FREQUENCIES = 3  # of the curve's coordinate: a smooth curve
 
@@ -36,18 +36,14 @@ class GTM(Mixture):
     width: int = 256  # of the network
     depth: int = 2  # residual blocks
 
-    def setup(self) -> None:
-        """The network, what its outputs have in common, and the weights."""
-        count, shape = self.num_components, (self.num_dims, self.num_params)
+    def setup_components(self) -> None:
+        """The network that makes the parameters of all points."""
         self.embed = CondEmbedding(self.cond, self.width)
         self.stem = nn.Dense(self.width)
         block = (0.0, jnp.dtype("float32"))  # without dropout
         self.blocks = [ResidualBlock(*block) for _ in range(self.depth)]
         self.norm = nn.LayerNorm()
-        self.head = nn.Dense(math.prod(shape), use_bias=False)
-        self.shared = self.param("shared", nn.initializers.zeros, shape)
-        self.weights = self.param("weights", nn.initializers.zeros, (count,))
-        self.shift = CondShift(self.cond, self.width, (count,))
+        self.head = nn.Dense(self.num_dims * self.num_params, use_bias=False)
 
     def components(self, cond: jax.Array | None = None) -> jax.Array:
         """Parameters of the points, [B, M, D, P]; B is 1 without a condition."""

@@ -36,14 +36,18 @@ class Mixture(AutoregressiveModel):
 
     def setup(self) -> None:
         """The components' parameters and weights."""
-        count, shape = self.num_components, (self.num_dims, self.num_params)
+        shape, count = (self.num_dims, self.num_params), self.num_components
         # What all components have in common is learnt by all at once. Without `shared`,
         # the few that come to fit the marginals first take all the examples.
-        shared = self.param("shared", nn.initializers.zeros, shape)
-        spread = nn.initializers.normal(self.spread)
-        self.table = shared + self.param("own", spread, (count, *shape))  # [M, D, P]
+        self.shared = self.param("shared", nn.initializers.zeros, shape)
+        self.setup_components()
         self.weights = self.param("weights", nn.initializers.zeros, (count,))
         self.shift = CondShift(self.cond, self.width, (count,))
+
+    def setup_components(self) -> None:
+        """What a component has of its own."""
+        shape = (self.num_components, self.num_dims, self.num_params)
+        self.own = self.param("own", nn.initializers.normal(self.spread), shape)
 
     def symbol_log_prob(self, params: jax.Array, x: jax.Array) -> jax.Array:
         """Log P(x_d | x_<d): params [..., K], x [...] integers -> float32 [...]."""
@@ -59,7 +63,7 @@ class Mixture(AutoregressiveModel):
 
     def components(self, cond: jax.Array | None = None) -> jax.Array:
         """Parameters of the components, [B, M, D, P]; B is 1 where all share them."""
-        return self.table[None]
+        return (self.shared + self.own)[None]
 
     def _log_component(self, table, x):
         """Log p(x_d | k): table [B or 1, M, ..., P], x [B, ...] -> [B, M, ...]."""
