@@ -1,7 +1,8 @@
 """FLOPs of a traced function, counted by hand: XLA counts the body of a loop once.
 
 Matrix products and convolutions count, two for each multiplication and addition; the
-rest is little beside them. What is computed anew for the backward pass counts again.
+rest is little beside them. What is computed anew for the backward pass counts again, but
+not inside cuDNN's kernel for attention, of whose causal scores only half count.
 """
 
 import math
@@ -24,7 +25,21 @@ def _convolution(eqn):
     return 2 * math.prod(eqn.outvars[0].aval.shape) * taps
 
 
-_PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _convolution}
+def _attention(eqn):
+    batch, *sizes, head_dim = eqn.invars[0].aval.shape
+    heads_first = eqn.params["layout"] == 1
+    heads, length = sizes if heads_first else sizes[::-1]
+    keys = eqn.invars[1].aval.shape[2 if heads_first else 1]
+    seen = 0.5 if "CAUSAL" in eqn.params["mask_type"].name else 1.0
+    return 4 * seen * batch * heads * length * keys * head_dim
+
+
+_PRODUCTS = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "dot_product_attention_fwd_wrapper": _attention,
+    "dot_product_attention_bwd_wrapper": lambda eqn: 2 * _attention(eqn),
+}
 
 
 def _inner(value: Any) -> Iterator[Any]:

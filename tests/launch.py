@@ -15,8 +15,8 @@ SMALL = (
     "--save_every=5",
 )
 # Real archives would be found where a test is about missing ones.
-_ENV = {k: v for k, v in os.environ.items() if k != "GM_DATA_DIR"}
-_ENV["JAX_PLATFORMS"] = "cpu"
+ENV = {k: v for k, v in os.environ.items() if k != "GM_DATA_DIR"}
+ENV["JAX_PLATFORMS"] = "cpu"
 
 
 def start(launcher, *args, **options):
@@ -27,7 +27,7 @@ def start(launcher, *args, **options):
         stderr=subprocess.PIPE,
         text=True,
         cwd=options.pop("cwd", REPO),
-        env=_ENV | options.pop("env", {}),
+        env=ENV | options.pop("env", {}),
         **options,
     )
 

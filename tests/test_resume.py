@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from launch import flip_bit, launch, one_error, start
+from launch import ENV, flip_bit, launch, one_error, start
 
 ROWS = "metrics.jsonl"
 
@@ -127,6 +127,22 @@ def test_killed_five_times(tmp_path, record_property):
 )
 def test_every_model_killed_five_times(model, settings, tmp_path, record_property):
     record_property("figure", check_kills(tmp_path, model, *settings, seed=1))
+
+
+@pytest.mark.case(22)
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("transformer", ("width=24", "depth=1")), ("pixelcnnpp", ("width=8",))],
+)
+def test_on_a_gpu(model, settings, tmp_path, monkeypatch, record_property):
+    """Deterministic kernels give the same state to the same seed, killed or not."""
+    if not shutil.which("nvidia-smi"):
+        pytest.skip("no GPU here: nvidia-smi was not found")
+    monkeypatch.setitem(ENV, "JAX_PLATFORMS", "cuda")
+    monkeypatch.setitem(ENV, "XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    monkeypatch.setitem(ENV, "XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    told = check_kills(tmp_path, model, *settings, kills=1, steps=60, seed=2)
+    record_property("figure", told)
 
 
 @pytest.fixture(scope="module")

@@ -200,6 +200,8 @@ class Block(nn.Module):
             branch = nn.gelu(branch, approximate=False)
         else:
             hidden = 8 * width // 3  # as many parameters as a GELU MLP of 4 width
+            if width >= 256:  # in whole tiles of a GPU's matrix units
+                hidden = -(-hidden // 64) * 64
             gate = nn.Dense(hidden, name="gate", **dense)(branch)
             branch = nn.silu(gate) * nn.Dense(hidden, name="up", **dense)(branch)
         return h + dropout(nn.Dense(width, name="down", **dense)(branch)), cache
@@ -210,14 +212,22 @@ class Block(nn.Module):
         return nn.RMSNorm(dtype=self.dtype)
 
 
+def _is_kept(primitive, *args, **params):
+    """Whether what a primitive gave is kept for the backward pass of `run_blocks`."""
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    kernel = primitive.name == "dot_product_attention_fwd_wrapper"
+    return kernel or dense(primitive, *args, **params)
+
+
 def run_blocks(
     blocks: Sequence[Block], h: jax.Array, loop: bool | None, train: bool
 ) -> jax.Array:
     """H [B, T, width] through equal blocks in a row, without a cache.
 
     In a loop (None: of SCANNED blocks or more) one block is compiled for all of them, and
-    reverse mode keeps the outputs of its dense layers and computes the rest again. The
-    parameters keep their places in the blocks, so that a run may change between the two.
+    reverse mode keeps the outputs of its dense layers and of cuDNN's attention, and
+    computes the rest again. The parameters keep their places in the blocks, so that a run
+    may change between the two.
     """
     first = blocks[0] if blocks else None
     loop = len(blocks) >= SCANNED if loop is None else loop
@@ -231,11 +241,7 @@ def run_blocks(
     key = first.make_rng("dropout") if drops else None
     one = first.clone(parent=None)
 
-    @functools.partial(
-        jax.checkpoint,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    )
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_is_kept)
     def body(h, given):
         index, params = given
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}

@@ -4,7 +4,8 @@
   python scripts/benchmark --suite=sampling --peers=DIR --peer_python=VENV/bin/python
 
 Suites: step (training), fused (many steps in a dispatch), sampling, likelihood (losses),
-compile (and start-up), input (data wait), memory, all. Both contenders of a case run in
+compile (and start-up), input (data wait), memory, all; and accelerator, which needs a GPU:
+presets' training steps with their MFU, and sampling, by wall time. Both contenders of a case run in
 warmed-up processes of their own, pinned to the same core, one thread, in the order A B B A
 per round; a ratio is CPU time of B over that of A (ours), above 1 where ours is faster.
 Their numbers of parameters are equal, to 1 %, or the case is refused.
@@ -34,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 # So that it runs from a checkout without installation.
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
+import accelerator  # noqa: E402
 import driver  # noqa: E402
 from once import ONCE  # noqa: E402
 from suites import SUITES, Case  # noqa: E402
@@ -45,7 +47,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=[*NAMES, "all"], default="all")
+    parser.add_argument(
+        "--suite", choices=[*NAMES, "all", "accelerator"], default="all"
+    )
     parser.add_argument("--cases", default="", help="only those whose name begins so")
     parser.add_argument("--peers", type=Path, help="folder with the peers' checkouts")
     parser.add_argument(
@@ -53,6 +57,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=7, help="rounds A B B A")
     parser.add_argument("--core", type=int, default=0, help="which core to pin to")
+    parser.add_argument(
+        "--patience", type=float, default=600.0, help="seconds for compiling on a GPU"
+    )
     parser.add_argument("--json", type=Path, help="file for the measurements")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -129,6 +136,8 @@ def main() -> int:
     if given.worker:
         driver.work(given.worker)
         return 0
+    if given.suite == "accelerator":
+        return 0 if accelerator.measure(given)[1] else 1
     measured: dict[str, Any] = {"processor": platform.processor(), "core": given.core}
     good, cases = True, _selected(given)
     if cases:

@@ -1,5 +1,6 @@
 """Two contenders, each in a process of its own, on one core, in turn A B B A."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -7,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -40,31 +42,43 @@ def work(text: str) -> None:
 class Worker:
     """A contender's process."""
 
-    def __init__(self, python: str, entry: Entry, core: int):
-        """Starts it on a core; it warms up.
-
-        Raises:
-          SystemExit: it failed.
-        """
+    def __init__(self, python: str, entry: Entry, core: int | None):
+        """Starts it on a core, or with an accelerator on all; it warms up."""
         from gm.rundir import cache_dir
 
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(cache_dir("xla")),
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-        }
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(cache_dir("xla"))}
+        if core is not None:
+            platform = os.environ.get("JAX_PLATFORMS", "cpu")
+            environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            environment |= {"JAX_PLATFORMS": platform}
+        cores = os.sched_getaffinity(0) if core is None else {core}
         self.entry = entry
+        self.about: dict[str, Any] = {}  # of the contender; known once it is ready
         self.process = subprocess.Popen(
             [python, str(HERE), "--worker", json.dumps(entry)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             # XLA sizes its thread pool by the affinity.
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
             env=os.environ | environment,
         )
-        self.about = self._answer("ready")
+
+    def ready(self, patience: float | None = None) -> "Worker":
+        """Waits until it is warm, so many seconds at most.
+
+        Raises:
+          SystemExit: it failed, or was ended since it took longer.
+        """
+        alarm = threading.Timer(patience, self.process.kill) if patience else None
+        if alarm:
+            alarm.start()
+        try:
+            self.about = self._answer("ready")
+        finally:
+            if alarm:
+                alarm.cancel()
+        return self
 
     def _answer(self, word):
         for line in self.process.stdout:  # a contender may print, too
@@ -79,8 +93,9 @@ class Worker:
         return self._answer("turn")
 
     def close(self) -> None:
-        """Ends it."""
-        self.process.stdin.close()
+        """Ends it, if it has not ended."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -110,7 +125,7 @@ def compare(
     Raises:
       SystemExit: their numbers of parameters differ.
     """
-    workers = {"A": Worker(*a, core), "B": Worker(*b, core)}
+    workers = {"A": Worker(*a, core).ready(), "B": Worker(*b, core).ready()}
     counts = [workers[name].about["params"] for name in "AB"]
     if all(counts) and abs(counts[0] / counts[1] - 1) > MAX_MISMATCH:
         told = f"{counts[0]:,} against {counts[1]:,} parameters"
@@ -136,7 +151,7 @@ def compare(
 
 def peak(python: str, core: int) -> float:
     """FLOP per CPU second of a matrix product in float32 by XLA, on that core."""
-    worker = Worker(python, ("ours", "matmul", {}), core)
+    worker = Worker(python, ("ours", "matmul", {}), core).ready()
     seconds = min(worker.turn()[0] for _ in range(5))
     worker.close()
     return worker.about["flops"] / seconds

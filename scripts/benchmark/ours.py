@@ -16,7 +16,8 @@ from gm.data.dataset import ArraySplit, Dataset
 from gm.data.order import batch_indices
 from gm.evaluate import num_params
 from gm.feed import make_feed
-from gm.model import build, init_params, load_model
+from gm.flops import count_flops
+from gm.model import build, init_params, load_model, log_prob
 from gm.train import init_state, make_optimizer, train_step, train_steps
 
 
@@ -30,12 +31,14 @@ def matmul(size: int = 1536) -> Contender:
 class _Training:
     """A model, random data and the state of training."""
 
-    def __init__(self, model, shape, num_values, fields, batch_size):
+    def __init__(
+        self, model, shape, num_values, fields, batch_size, precision="float32"
+    ):
         rng = np.random.default_rng(0)
         self.x = rng.integers(0, num_values, (4096, *shape), np.uint8)
         split = ArraySplit(self.x)
         self.data = Dataset("random", tuple(shape), num_values, "dim", *[split] * 3)
-        self.model = build(model, self.data, fields)
+        self.model = build(model, self.data, fields, precision=precision)
         self.config = TrainConfig(batch_size=batch_size, num_steps=1_000_000)
         self.optimizer = make_optimizer(self.config)
         self.state = jax.jit(lambda: init_state(self.model, self.optimizer, 0))()
@@ -97,6 +100,73 @@ def train_by_calls(
             t.step += 1
 
     return Contender(turn, steps * dispatches, num_params(t.state.params))
+
+
+def _model_flops(t: _Training) -> float:
+    """FLOPs of a step without what is computed anew."""
+    fields = {"scan_layers": False} if hasattr(t.model, "scan_layers") else {}
+    model = t.model.clone(**fields)
+
+    def loss(params, x, key):
+        return log_prob(model, params, x, None, key, train=True)[0].sum()
+
+    x = jnp.zeros((t.config.batch_size, *model.shape), jnp.int32)
+    args = jax.eval_shape(lambda: t.state.params), x, jax.random.key(0)
+    return count_flops(jax.make_jaxpr(jax.grad(loss))(*args).jaxpr)[0]
+
+
+def _device(notes):
+    """Adds what the device is, and the most of its memory that was taken."""
+    device = jax.local_devices()[0]
+    notes["device"] = device.device_kind
+    taken = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    notes["peak memory, GB"] = round(taken / 1e9, 2)
+
+
+def train_on_device(
+    model: str,
+    shape: Any,
+    num_values: int,
+    fields: Any,
+    batch_size: int,
+    precision: str,
+    steps: int,
+) -> Contender:
+    """Many steps in one dispatch, on the accelerator."""
+    t = _Training(model, shape, num_values, fields, batch_size, precision)
+    feed = make_feed(t.data, t.config, False, sharding.make_mesh())
+    notes: dict[str, Any] = {}
+
+    def turn():
+        t.state, values = train_steps(*t.args(feed, steps))
+        notes["bits/dim"] = float(jax.device_get(values)["train/bpd"][-1])
+        t.step += steps
+        _device(notes)
+
+    params = num_params(t.state.params)
+    return Contender(turn, steps, params, _model_flops(t), notes)
+
+
+def sample_on_device(
+    model: str,
+    shape: Any,
+    num_values: int,
+    fields: Any,
+    batch_size: int,
+    precision: str,
+) -> Contender:
+    """A batch of samples, on the accelerator."""
+    cls = load_model(model).Model
+    given: dict[str, Any] = dict(shape=tuple(shape), num_values=num_values)
+    module = cls(**given, precision=precision, **fields)
+    params = jax.jit(lambda: init_params(module, jax.random.key(0)))()
+    draw, notes = _draws(module, params, batch_size), dict[str, Any]()
+
+    def turn():
+        draw()
+        _device(notes)
+
+    return Contender(turn, 1, num_params(params), notes=notes)
 
 
 def _draws(model, params, batch_size):

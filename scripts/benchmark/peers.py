@@ -39,8 +39,11 @@ def _training(
     batch_size: int,
     steps: int = 1,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    precision: str | None = None,
 ) -> Contender:
-    """Steps of an optimiser on batches of x."""
+    """Steps of an optimiser on batches of x; with a precision, compiled and on a GPU."""
+    if precision:
+        return _on_gpu(module, loss, x, batch_size, steps, optimizer, precision)
     module.train()
     updates, number = optimizer(module.parameters(), lr=1e-4), 0
 
@@ -59,6 +62,42 @@ def _training(
     with FlopCounterMode(display=False) as counter:
         step()
     return Contender(turn, steps, num_weights(module), counter.get_total_flops())
+
+
+def _on_gpu(
+    module: nn.Module,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    batch_size: int,
+    steps: int,
+    optimizer: Callable[..., torch.optim.Optimizer],
+    precision: str,
+) -> Contender:
+    """The same with torch.compile, products in TF32 or autocast to bfloat16."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    torch.set_default_device("cuda")
+    module.to("cuda").train()
+    module.compile()
+    x = x.to("cuda")
+    updates, number = optimizer(module.parameters(), lr=1e-4, fused=True), 0
+    half = precision == "bfloat16"
+    notes: dict[str, Any] = {}
+
+    def turn():
+        nonlocal number
+        for _ in range(steps):
+            start = number * batch_size % (len(x) - batch_size + 1)
+            number += 1
+            updates.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                value = loss(x[start : start + batch_size])
+            value.backward()
+            updates.step()
+        notes["loss"] = float(value)  # waits
+        notes["peak memory, GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+
+    return Contender(turn, steps, num_weights(module), notes=notes)
 
 
 def _random(shape: tuple[int, ...], num_values: int) -> torch.Tensor:
@@ -112,13 +151,20 @@ def gated_step(peers: Path, batch_size: int) -> Contender:
     )
 
 
-def glow_step(peers: Path, batch_size: int) -> Contender:
+def glow_step(
+    peers: Path,
+    batch_size: int,
+    width: int = 64,
+    depth: int = 4,
+    steps: int = 1,
+    precision: str | None = None,
+) -> Contender:
     """rosinality/glow-pytorch, whose width is not an argument."""
     reference = import_from(peers / "glow-pytorch", "model")
     reference.AffineCoupling = functools.partial(
-        reference.AffineCoupling, filter_size=64
+        reference.AffineCoupling, filter_size=width
     )
-    module = reference.Glow(3, 4, 3, affine=True, conv_lu=True)
+    module = reference.Glow(3, depth, 3, affine=True, conv_lu=True)
     x = (_random((64, 3, 32, 32), 256) + 0.5) / 256 - 0.5
     with torch.no_grad():
         module(x[:batch_size])  # its actnorm starts from data
@@ -127,11 +173,13 @@ def glow_step(peers: Path, batch_size: int) -> Contender:
         log_p, log_det, _ = module(x + torch.rand_like(x) / 256)
         return -(log_p + log_det).mean() / x[0].numel()
 
-    return _training(module, loss, x, batch_size)
+    return _training(module, loss, x, batch_size, steps, precision=precision)
 
 
-def pixelcnnpp(peers: Path) -> Any:
-    """(The network, its losses), without a line of Python 2 and without CUDA."""
+def pixelcnnpp(
+    peers: Path, width: int = 40, num_resnets: int = 1, channels: int = 1
+) -> Any:
+    """(The network, its losses), without a line of Python 2."""
     checkout = peers / "pixel-cnn-pp"
     source = (checkout / "utils.py").read_text().replace("print e\n", "print(e)\n")
     losses = types.ModuleType("utils")
@@ -140,9 +188,13 @@ def pixelcnnpp(peers: Path) -> Any:
     reference = import_from(checkout, "model")
     with contextlib.redirect_stdout(None):
         module = reference.PixelCNN(
-            nr_resnet=1, nr_filters=40, nr_logistic_mix=10, input_channels=1
+            nr_resnet=num_resnets,
+            nr_filters=width,
+            nr_logistic_mix=10,
+            input_channels=channels,
         )
-    unittest.mock.patch.object(torch.Tensor, "cuda", lambda self: self).start()
+    if not torch.cuda.is_available():
+        unittest.mock.patch.object(torch.Tensor, "cuda", lambda self: self).start()
     return module, losses
 
 
@@ -158,25 +210,61 @@ def pixelcnnpp_step(peers: Path, batch_size: int) -> Contender:
     return _training(module, loss, x, batch_size)
 
 
-def gpt(peers: Path) -> Any:
-    """784 tokens, 4 layers of width 128."""
+def pixelcnnpp_colour_step(
+    peers: Path,
+    batch_size: int,
+    width: int,
+    num_resnets: int,
+    steps: int,
+    precision: str,
+) -> Contender:
+    """pclucas14/pixel-cnn-pp, 32x32x3."""
+    module, losses = pixelcnnpp(peers, width, num_resnets, 3)
+    x = _random((256, 3, 32, 32), 256) * 2 / 255 - 1
+
+    def loss(x):
+        out = module(x).float()
+        return losses.discretized_mix_logistic_loss(x, out) / len(x)
+
+    return _training(module, loss, x, batch_size, steps, precision=precision)
+
+
+def gpt(
+    peers: Path, length: int = 784, width: int = 128, depth: int = 4, num_heads: int = 4
+) -> Any:
+    """A model of `length` tokens of 256 values."""
     reference = import_from(peers / "nanoGPT", "model")
     config = reference.GPTConfig(
-        block_size=784, vocab_size=256, n_layer=4, n_head=4, n_embd=128, bias=False
+        block_size=length,
+        vocab_size=256,
+        n_layer=depth,
+        n_head=num_heads,
+        n_embd=width,
+        bias=False,
     )
     with contextlib.redirect_stdout(None):
         return reference.GPT(config)
 
 
-def gpt_step(peers: Path, batch_size: int) -> Contender:
+def gpt_step(
+    peers: Path,
+    batch_size: int,
+    length: int = 784,
+    width: int = 128,
+    depth: int = 4,
+    num_heads: int = 4,
+    steps: int = 1,
+    precision: str | None = None,
+) -> Contender:
     """karpathy/nanoGPT, by its AdamW."""
-    module = gpt(peers)
-    x = _random((64, 785), 256).long()
+    module = gpt(peers, length, width, depth, num_heads)
+    x = _random((256 if precision else 64, length + 1), 256).long()
 
     def loss(x):
         return module(x[:, :-1], x[:, 1:])[1]
 
-    return _training(module, loss, x, batch_size, optimizer=torch.optim.AdamW)
+    updates = torch.optim.AdamW
+    return _training(module, loss, x, batch_size, steps, updates, precision)
 
 
 class _Residual(nn.Module):

@@ -1,0 +1,207 @@
+"""Presets on a GPU: MFU of a training step, memory, sampling; against compiled PyTorch.
+
+All contenders of a case are started together, each compiles, and then they take turns
+A B B A by wall time. MFU: FLOPs of the model, without what is computed anew, over the
+card's bf16 peak of experiments/accelerators.json.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from driver import Entry, Worker
+
+PIXELCNNPP: dict[str, Any] = dict(
+    width=160, num_resnets=5, num_mixtures=10, dropout_rate=0.5
+)
+TRANSFORMER: dict[str, Any] = dict(width=512, depth=12, num_heads=4, num_mixtures=0)
+GPT: dict[str, Any] = dict(width=512, depth=12, num_heads=4)
+GLOW: dict[str, Any] = dict(width=512, depth=8, num_scales=3)
+COLOUR = (32, 32, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A, ours, and what it is held against, if anything.
+
+    ratio: of B's time to A's that is to be reached; mfu; seconds: that A may take.
+    """
+
+    name: str
+    a: Entry
+    b: Entry | None = None
+    ratio: float | None = None
+    mfu: float | None = None
+    seconds: float | None = None
+
+
+def _train(
+    model: str, fields: Any, batch_size: int, precision: str, **more: Any
+) -> Entry:
+    given: dict[str, Any] = dict(shape=COLOUR, num_values=256, steps=5) | more
+    given |= dict(fields=fields, batch_size=batch_size, precision=precision)
+    return "ours", "train_on_device", dict(model=model, **given)
+
+
+def _peer(function: str, batch_size: int, precision: str, **sizes: Any) -> Entry:
+    given = dict(batch_size=batch_size, precision=precision, steps=5)
+    return "peers", function, given | sizes
+
+
+_SAMPLE: dict[str, Any] = dict(shape=COLOUR, num_values=256, precision="bfloat16")
+
+CASES = [
+    Case(
+        "step: cifar10/transformer, batch 64, bf16",
+        _train("transformer", TRANSFORMER, 64, "bfloat16"),
+        mfu=0.4,
+    ),
+    Case(
+        "step: cifar10/pixelcnnpp, batch 64, bf16",
+        _train("pixelcnnpp", PIXELCNNPP, 64, "bfloat16"),
+        mfu=0.25,
+    ),
+    Case(
+        "step: pixelcnnpp, 1 block a scale, width 160, batch 32, bf16, against pclucas14",
+        _train("pixelcnnpp", PIXELCNNPP | {"num_resnets": 1}, 32, "bfloat16"),
+        _peer("pixelcnnpp_colour_step", 32, "bfloat16", width=160, num_resnets=1),
+        1.3,
+    ),
+    Case(
+        "step: gpt of 3072 tokens, 12 layers of 512, batch 16, bf16, against nanoGPT",
+        _train("transformer", GPT | {"style": "gpt2"}, 16, "bfloat16", shape=(3072,)),
+        _peer("gpt_step", 16, "bfloat16", length=3072, **GPT),
+        1.3,
+    ),
+    Case(
+        "step: glow, 3 x 8 steps of width 512, batch 64, TF32, against rosinality",
+        _train("glow", GLOW, 64, "float32"),
+        _peer("glow_step", 64, "float32", width=512, depth=8),
+        1.3,
+    ),
+    Case(
+        "step: binarized_mnist/transformer, batch 100, bf16",
+        _train(
+            "transformer",
+            dict(width=256, depth=6, num_heads=4, dropout_rate=0.15),
+            100,
+            "bfloat16",
+            shape=(28, 28, 1),
+            num_values=2,
+        ),
+    ),
+    Case(
+        "sample: 64 images by cifar10/transformer",
+        (
+            "ours",
+            "sample_on_device",
+            dict(model="transformer", fields=TRANSFORMER, batch_size=64, **_SAMPLE),
+        ),
+        seconds=20.0,
+    ),
+]
+
+
+def _peak(device: str) -> float:
+    """Of a card whose kind is "NVIDIA H200" or the like; 0: it is not known."""
+    path = Path(__file__).resolve().parents[2] / "experiments" / "accelerators.json"
+    table = json.loads(path.read_text())["accelerators"]
+    word = next((w for w in re.split(r"\W+", device.lower()) if w in table), None)
+    return table[word]["flops"]["bfloat16"] if word else 0.0
+
+
+def _started(given, case):
+    """The workers of a case's contenders; None for a peer that was not given."""
+    a = Worker(sys.executable, case.a, None)
+    if case.b is None or given.peers is None:
+        return a, None
+    file, function, arguments = case.b
+    arguments = {"peers": str(given.peers.resolve()), **arguments}
+    return a, Worker(given.peer_python, (file, function, arguments), None)
+
+
+def _measure(case, pair, rounds):
+    """Medians of wall seconds, and what the contenders say of themselves."""
+    a, b = pair
+    turns: dict[str, list[float]] = {"A": [], "B": []}
+    for _ in range(rounds):
+        for name in "ABBA" if b else "A":
+            turns[name].append((a if name == "A" else b).turn()[1])
+    seconds = statistics.median(turns["A"])
+    device = a.about["notes"]["device"]
+    peak, flops = _peak(device), a.about["flops"]
+    row: dict[str, Any] = {
+        "case": case.name,
+        "device": device,
+        "seconds": seconds,
+        "turns": turns,
+        "params": [w.about["params"] for w in pair if w],
+        "flops": flops,
+        "mfu": flops / seconds / peak if peak and flops else None,
+        "notes": [w.about["notes"] for w in pair if w],
+    }
+    row["ratio"] = statistics.median(turns["B"]) / seconds if b else None
+    gates = [(case.ratio, row["ratio"]), (case.mfu, row["mfu"])]
+    reached = all(v is None or g is None or v >= g for g, v in gates)
+    row["reached"] = reached and (case.seconds is None or seconds <= case.seconds)
+    return row
+
+
+HEADER = "| case | device | ours | other | ratio | params | MFU | memory | gates |"
+
+
+def _line(case, row):
+    other = statistics.median(row["turns"]["B"]) if row["ratio"] else None
+    gates = [
+        f"ratio >= {case.ratio}" if case.ratio else "",
+        f"MFU >= {case.mfu:.0%}" if case.mfu else "",
+        f"<= {case.seconds:g} s" if case.seconds else "",
+        "" if row["reached"] else "MISSED",
+    ]
+    cells = [
+        case.name,
+        row["device"],
+        f"{1e3 * row['seconds']:.4g} ms",
+        f"{1e3 * other:.4g} ms" if other else "",
+        f"{row['ratio']:.3g}" if row["ratio"] else "",
+        " / ".join(f"{n:,}" for n in row["params"]),
+        f"{row['mfu']:.1%}" if row["mfu"] else "",
+        " / ".join(f"{n['peak memory, GB']} GB" for n in row["notes"]),
+        " ".join(filter(None, gates)),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def measure(given: Any) -> tuple[dict[str, Any], bool]:
+    """Prints a row for each case; what was measured, and whether all was reached."""
+    cases = [case for case in CASES if given.cases in case.name]
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    pairs = [_started(given, case) for case in cases]
+    workers = [worker for pair in pairs for worker in pair if worker]
+    end, good = time.perf_counter() + given.patience, True
+    for worker in workers:  # all, so that nobody compiles while another is timed
+        try:
+            worker.ready(max(end - time.perf_counter(), 1.0))
+        except SystemExit as error:
+            print(error, file=sys.stderr)
+            good = False
+    print(f"{HEADER}\n{'| --- ' * (HEADER.count('|') - 1)}|", flush=True)
+    measured: dict[str, Any] = {}
+    for case, (a, b) in zip(cases, pairs, strict=True):
+        if not a.about:
+            continue
+        row = _measure(case, (a, b if b and b.about else None), given.rounds)
+        measured[case.name] = row
+        good = good and row["reached"]
+        print(_line(case, row), flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(measured, indent=1) + "\n")
+    for worker in workers:
+        worker.close()
+    return measured, good
