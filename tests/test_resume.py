@@ -141,7 +141,7 @@ def test_on_a_gpu(model, settings, tmp_path, monkeypatch, record_property):
     monkeypatch.setitem(ENV, "JAX_PLATFORMS", "cuda")
     monkeypatch.setitem(ENV, "XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     monkeypatch.setitem(ENV, "XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    told = check_kills(tmp_path, model, *settings, kills=1, steps=60, seed=2)
+    told = check_kills(tmp_path, model, *settings, kills=2, steps=60, seed=2)
     record_property("figure", told)
 
 

@@ -20,7 +20,7 @@ from driver import Entry, Worker
 PIXELCNNPP: dict[str, Any] = dict(
     width=160, num_resnets=5, num_mixtures=10, dropout_rate=0.5
 )
-TRANSFORMER: dict[str, Any] = dict(width=512, depth=12, num_heads=4, num_mixtures=0)
+TRANSFORMER: dict[str, Any] = dict(width=768, depth=8, num_heads=6, num_mixtures=0)
 GPT: dict[str, Any] = dict(width=512, depth=12, num_heads=4)
 GLOW: dict[str, Any] = dict(width=512, depth=8, num_scales=3)
 COLOUR = (32, 32, 3)
@@ -89,7 +89,7 @@ CASES = [
         "step: binarized_mnist/transformer, batch 100, bf16",
         _train(
             "transformer",
-            dict(width=256, depth=6, num_heads=4, dropout_rate=0.15),
+            dict(width=256, depth=6, num_heads=4, dropout_rate=0.1),
             100,
             "bfloat16",
             shape=(28, 28, 1),

@@ -261,7 +261,7 @@ def gpt_step(
     x = _random((256 if precision else 64, length + 1), 256).long()
 
     def loss(x):
-        return module(x[:, :-1], x[:, 1:])[1]
+        return module(x[:, :-1], x[:, 1:].contiguous())[1]
 
     updates = torch.optim.AdamW
     return _training(module, loss, x, batch_size, steps, updates, precision)
