@@ -96,17 +96,18 @@ def _dry_run(config, dataset, model, mesh):
     import jax
 
     from gm.evaluate import num_params
-    from gm.fit import lower_steps
+    from gm.fit import trace_steps
+    from gm.flops import count_flops
     from gm.model import init_params
-    from gm.train import step_flops
 
-    lowered = lower_steps(model, dataset, config.train, mesh)
-    memory = lowered.compile().memory_analysis()
+    traced = trace_steps(model, dataset, config.train, mesh)
+    memory = traced.lower().compile().memory_analysis()
+    flops = count_flops(traced.jaxpr.jaxpr)[0] / config.train.steps_per_dispatch
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     print(
         f"{num_params(params):,} parameters, "
-        f"{step_flops(lowered, config.train) / 1e9:.3g} GFLOP per step, "
+        f"{flops / 1e9:.3g} GFLOP per step, "
         f"{peak / 1e6:.0f} MB"
     )
 

@@ -16,22 +16,23 @@ from gm.data.dataset import Dataset, identify
 from gm.errors import InputError
 from gm.evaluate import evaluate_nats
 from gm.feed import ReadAhead, check_feed, make_feed
+from gm.flops import count_flops
 from gm.likelihood import bits
 from gm.model import LikelihoodModel
 from gm.rundir import RunDirectory
-from gm.train import init_state, make_optimizer, step_flops, train_steps
+from gm.train import init_state, make_optimizer, train_steps
 from gm.writer import Metrics, Progress
 
 MAX_NONFINITE = 10  # consecutive skipped updates after which --on_nonfinite=skip stops
 MAX_ROLLBACKS = 3
 
 
-def lower_steps(
+def trace_steps(
     model: LikelihoodModel,
     dataset: Dataset,
     config: TrainConfig,
     mesh: jax.sharding.Mesh | None = None,
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """Traces a dispatch for a configuration without running anything."""
     mesh = mesh or sharding.make_mesh()
     feed = make_feed(dataset, config, model.cond is not None, mesh)
@@ -40,7 +41,7 @@ def lower_steps(
     state = sharding.abstract(mesh, state)
     xs = feed.xs(0, config.steps_per_dispatch)
     args = (model, optimizer, config, feed.draw, state, feed.data, xs)
-    return train_steps.lower(*args, mesh=mesh)
+    return train_steps.trace(*args, mesh=mesh)
 
 
 class Trainer:
@@ -177,8 +178,8 @@ class Trainer:
         args = (self.model, self.optimizer, self.config, feed.draw)
         args = (*args, self.state, feed.data, xs)
         if not self.flops:
-            lowered = train_steps.lower(*args, mesh=self.mesh)
-            self.flops = step_flops(lowered, self.config)
+            traced = train_steps.trace(*args, mesh=self.mesh)
+            self.flops = count_flops(traced.jaxpr.jaxpr)[0] / count
         self.state, values = train_steps(*args, mesh=self.mesh)
         if after < self.config.num_steps:  # while the device works
             self.feed.prepare(after, self._count(after))

@@ -94,8 +94,11 @@ def normal_kl(mean: jax.Array, log_std: jax.Array) -> jax.Array:
 
 
 def _softplus(v: jax.Array) -> jax.Array:
-    # log(1 + e^v); log1p is slow on XLA:CPU and buys nothing in absolute error here.
-    return jnp.maximum(v, 0) + jnp.log(1 + jnp.exp(-jnp.abs(v)))
+    # log(1 + e^v); log1p is slow on XLA:CPU and buys nothing in absolute error here. One
+    # condition for both terms: the slopes of maximum and abs at 0, where the logits of an
+    # untrained network may lie, would add up to 0 instead of 1/2.
+    positive = v >= 0
+    return jnp.where(positive, v, 0) + jnp.log(1 + jnp.exp(jnp.where(positive, -v, v)))
 
 
 def categorical_log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:

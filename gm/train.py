@@ -274,13 +274,3 @@ def train_steps(
         return train_step(model, optimizer, config, state, draw(data, x), mesh)
 
     return jax.lax.scan(body, state, xs)
-
-
-def step_flops(lowered: Any, config: TrainConfig) -> float:
-    """FLOPs of one step, from a lowered `train_steps`; 0 where XLA cannot tell.
-
-    XLA counts the body of a loop once, and the steps are such a body; so are the parts
-    of an accumulated gradient. A model with a loop inside is undercounted.
-    """
-    costs = lowered.cost_analysis() or {}
-    return float(costs.get("flops", 0.0)) * config.accumulate

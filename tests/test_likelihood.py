@@ -100,6 +100,22 @@ def test_categorical_and_bernoulli():
     assert np.exp(np.asarray(two)).sum() == pytest.approx(1)
 
 
+def test_gradients_at_zero():
+    """Where an untrained network may start: the slopes there are those nearby."""
+    zero, x = jnp.zeros(2), jnp.arange(2)
+
+    def bernoulli(v):
+        return likelihood.bernoulli_log_prob(v, x).sum()
+
+    def logistic(v):  # the lower edge of the bin of 1 lies at the mean
+        return likelihood.discretized_logistic_log_prob(v, v, x, 2).sum()
+
+    for function in (bernoulli, logistic):
+        at, beside = jax.grad(function)(zero), jax.grad(function)(zero + 1e-6)
+        np.testing.assert_allclose(at, beside, rtol=1e-4)
+    np.testing.assert_allclose(jax.grad(bernoulli)(zero), [-0.5, 0.5])
+
+
 def test_kl_equals_its_monte_carlo_estimate():
     mean, log_std = jnp.asarray(0.7), jnp.asarray(-0.4)
     z = mean + jnp.exp(log_std) * jax.random.normal(jax.random.key(0), (200_000,))

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.models import REFERENCES
@@ -89,6 +90,20 @@ def test_every_parameter_gets_a_gradient(model_name, spec):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(leaf).all(), name
         assert np.abs(leaf).max() > 0, f"{name} gets no gradient"
+
+
+@SLOW
+def test_an_untrained_model_of_bits_gets_a_gradient(model_name):
+    """Where its logits are all zero, they must not be a place without a slope."""
+    module = load_model(model_name)
+    model = module.Model(shape=(4, 4, 1), num_values=2, **module.TINY)
+    x, _ = batch(model)
+
+    def loss(params):
+        return log_prob(model, params, x, None, jax.random.key(2))[0].mean()
+
+    gradient = quick_jit(jax.grad(loss))(parameters(model, "initial"))
+    assert optax.tree.norm(gradient) > 0.1
 
 
 def test_training_lowers_the_bits(model_name):

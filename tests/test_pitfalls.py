@@ -17,7 +17,7 @@ from gm import likelihood
 from gm.config import TrainConfig
 from gm.data.dataset import ArraySplit, Dataset
 from gm.errors import InputError
-from gm.fit import lower_steps
+from gm.fit import trace_steps
 from gm.model import build, load_model
 from gm.nn.views import Whole
 
@@ -34,7 +34,7 @@ def test_training_steps_have_no_raw_gradient_of_a_convolution(model_name):
     config = TrainConfig(batch_size=2, num_steps=4, steps_per_dispatch=4)
     try:
         model = build(model_name, data, load_model(model_name).TINY)
-        program = lower_steps(model, data, config).as_text()
+        program = trace_steps(model, data, config).lower().as_text()
     except InputError as error:
         pytest.skip(str(error))
     assert "stablehlo.while" in program  # the loop
@@ -57,7 +57,7 @@ def test_steps_update_their_state_in_place():
     data = Dataset("zeros", x.shape[1:], 4, "dim", split, split, split)
     config = TrainConfig(batch_size=2, num_steps=4, steps_per_dispatch=4)
     model = build("made", data, load_model("made").TINY)
-    program = lower_steps(model, data, config).compile().as_text()
+    program = trace_steps(model, data, config).lower().compile().as_text()
     names = re.findall(r" while\(.*?body=%?([\w.]+)", program)
     loops = [
         re.search(rf"^%?{re.escape(name)} .*?^}}", program, re.M | re.S)[0]

@@ -55,6 +55,27 @@ def test_loops_count_as_often_as_they_run():
     assert flops(either, a) == (2 * once, 0)
 
 
+def test_attention_of_a_fused_kernel(monkeypatch):
+    """Half of the scores where it is causal; twice as much for the backward pass."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(
+        fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000
+    )
+    q = jnp.ones((2, 64, 4, 32), jnp.bfloat16)
+    whole = 4 * 2 * 4 * 64 * 64 * 32
+
+    def attend(q, causal):
+        out = jax.nn.dot_product_attention(
+            q, q, q, is_causal=causal, implementation="cudnn"
+        )
+        return out.astype(jnp.float32).sum()
+
+    assert flops(lambda q: attend(q, False), q) == (whole, 0)
+    assert flops(lambda q: attend(q, True), q) == (whole / 2, 0)
+    assert flops(jax.grad(lambda q: attend(q, True)), q) == (3 * whole / 2, 0)
+
+
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4)])
 def test_convolutions_and_their_gradients(stride, groups):
     x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4 // groups, 12))

@@ -5,9 +5,10 @@
 
 Suites: step (training), fused (many steps in a dispatch), sampling, likelihood (losses),
 compile (and start-up), input (data wait), memory, all; and accelerator, which needs a GPU:
-presets' training steps with their MFU, and sampling, by wall time. Both contenders of a case run in
-warmed-up processes of their own, pinned to the same core, one thread, in the order A B B A
-per round; a ratio is CPU time of B over that of A (ours), above 1 where ours is faster.
+presets' training steps with their MFU, and sampling, by wall time. Both contenders of a
+case run in warmed-up processes of their own, pinned to the same core, one thread, in the
+order A B B A per round; a ratio is CPU time of B over that of A (ours), above 1 where ours
+is faster.
 Their numbers of parameters are equal, to 1 %, or the case is refused.
 
 The peers are not part of this repository. DIR holds checkouts, each in a folder of the

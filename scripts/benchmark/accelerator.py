@@ -20,9 +20,12 @@ from driver import Entry, Worker
 PIXELCNNPP: dict[str, Any] = dict(
     width=160, num_resnets=5, num_mixtures=10, dropout_rate=0.5
 )
-TRANSFORMER: dict[str, Any] = dict(width=768, depth=8, num_heads=6, num_mixtures=0)
+TRANSFORMER: dict[str, Any] = dict(
+    width=768, depth=8, num_heads=6, num_mixtures=0, scan_layers=False
+)
 GPT: dict[str, Any] = dict(width=512, depth=12, num_heads=4)
 GLOW: dict[str, Any] = dict(width=512, depth=8, num_scales=3)
+_GPT2: dict[str, Any] = GPT | dict(style="gpt2", scan_layers=False)
 COLOUR = (32, 32, 3)
 
 
@@ -75,7 +78,7 @@ CASES = [
     ),
     Case(
         "step: gpt of 3072 tokens, 12 layers of 512, batch 16, bf16, against nanoGPT",
-        _train("transformer", GPT | {"style": "gpt2"}, 16, "bfloat16", shape=(3072,)),
+        _train("transformer", _GPT2, 16, "bfloat16", shape=(3072,)),
         _peer("gpt_step", 16, "bfloat16", length=3072, **GPT),
         1.3,
     ),
