@@ -20,7 +20,8 @@ from experiments import launcher
 from gm.errors import InputError
 from gm.rundir import read_json, write_json
 
-STOPPED = (83, 130)  # what `train` returns where it was asked to stop and has saved
+# What `train` returns where it was asked to stop and has saved, or was at its very start.
+STOPPED = (83, 130, -signal.SIGTERM)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -137,11 +138,12 @@ def _is_locked(path):
 
 
 def _bits(path):
-    """The result row's bits/dim, if there is a row."""
+    """The result row's bits/dim, if there is a sound row."""
     for result in sorted((path / "results").glob("*.json")):
-        row = read_json(result)
-        bound = "" if row["estimate"] == "exact" else "<= "
-        return f"{bound}{row['bits_per_dim']:.4f} bits/dim ({result.stem})"
+        with contextlib.suppress(InputError, KeyError, TypeError, ValueError):
+            row = read_json(result)
+            bound = "" if row["estimate"] == "exact" else "<= "
+            return f"{bound}{row['bits_per_dim']:.4f} bits/dim ({result.stem})"
     return ""
 
 

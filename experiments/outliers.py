@@ -37,7 +37,8 @@ flags.DEFINE_list(
     [],
     "of likelihood, typicality, typicality_group, likelihood_ratio, complexity, waic, "
     "dose, dose_svm, likelihood_regret, gradient_norm, lid; the first one ranks "
-    "(default: all that the models allow)",
+    "(default: all that the models allow, of which the last three, with a gradient or "
+    "more for each example, take by far the longest)",
 )
 flags.DEFINE_integer("num_examples", 1000, "of each set, and to fit scores on")
 flags.DEFINE_integer("group_size", 10, "examples that typicality_group judges together")

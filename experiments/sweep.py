@@ -151,10 +151,17 @@ def _run_all(cells: list[Cell]) -> int:
     count, done, failed, lock = len(cells), 0, [], threading.Lock()
     jobs = min(FLAGS.jobs, count)
     running: list[subprocess.Popen] = []
+    stopping = threading.Event()
+
+    def started(process):
+        running.append(process)
+        if stopping.is_set():  # since before it was in the list
+            process.terminate()
 
     def stop(number, frame):
+        stopping.set()
         waiting.clear()
-        for process in running:  # each saves, and is resumed by the next sweep
+        for process in list(running):  # each saves, and is resumed by the next sweep
             process.terminate()
 
     signal.signal(signal.SIGTERM, stop)
@@ -172,7 +179,7 @@ def _run_all(cells: list[Cell]) -> int:
                 cell = waiting.pop(0)
             begin = time.monotonic()
             try:
-                outcome = cell(running.append)
+                outcome = cell(started)
             except (InputError, OSError) as error:
                 outcome = f"failed: {error}"
             with lock:

@@ -51,6 +51,23 @@ def _size(text: str) -> float:
     return total
 
 
+def _started(kind: str, text: str) -> str:
+    """The type of what a start will have moved, of the type that it has itself.
+
+    It is the same for an all-reduce, and else (operands, results, more).
+    """
+    if kind == "all-reduce":
+        return text
+    depth, parts = 0, [""]
+    for letter in text.strip()[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts[1] if len(parts) > 1 else text
+
+
 def _moved(kind: str, line: str, payload: float, devices: int) -> Moved:
     found = _GROUPS.search(line)
     group = devices
@@ -88,8 +105,7 @@ def count_collectives(text: str, devices: int) -> dict[str, Moved]:
         if not result:
             continue
         if result[2] in KINDS:
-            # The result of a start is (operands, results).
-            payload = _size(result[1]) / (2 if result[3] else 1)
+            payload = _size(_started(result[2], result[1]) if result[3] else result[1])
             own[here][result[2]] += _moved(result[2], line, payload, devices)
             continue
         trips = _TRIPS.search(line)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zlib
 from typing import Any
 
@@ -23,6 +24,7 @@ from gm.likelihood import normal_kl, sum_dims
 from gm.model import load_model, log_prob
 from gm.outliers import (
     INLIER,
+    SCORES,
     Fitted,
     Models,
     choose,
@@ -378,6 +380,12 @@ def test_a_folder_is_ranked(run, tmp_path):
     assert "4.png" in out.splitlines()[1]
     with Image.open(path.with_suffix(".png")) as picture:
         assert picture.width >= 3 * 9
+
+
+def test_help_names_the_scores():
+    text = launch("outliers", "--help")[1]
+    listed = re.search(r"--scores: of\s(.*?);", text, re.DOTALL)[1]
+    assert re.split(r",\s+", listed) == list(SCORES)
 
 
 def test_a_folder_without_images(run, tmp_path):

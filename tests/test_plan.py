@@ -119,6 +119,29 @@ backend_config={"known_trip_count":{"n":"5"}}
 """
 
 
+@pytest.mark.parametrize(
+    ("line", "kind", "payload"),
+    [
+        ("f32[8]{0} all-reduce-start(%a)", "all-reduce", 32),
+        ("(f32[8]{0}, f32[2]{0}) all-reduce-start(%a, %b)", "all-reduce", 40),
+        ("(f32[2]{0}, f32[8,2]{1,0}) all-gather-start(%a)", "all-gather", 64),
+        (
+            "((f32[2], f32[3]), (f32[4], f32[6])) all-gather-start(%a, %b)",
+            "all-gather",
+            40,
+        ),
+        (
+            "(f32[4], f32[4], u32[], u32[]) collective-permute-start(%a)",
+            "collective-permute",
+            16,
+        ),
+    ],
+)
+def test_collectives_that_are_started_move_their_results(line, kind, payload):
+    text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %x = {line}, replica_groups={{}}\n"
+    assert count_collectives(text, 4)[kind].payload == payload
+
+
 def test_collectives_in_loops_are_multiplied():
     found = count_collectives(HLO.replace("\\\n", ""), 8)
     ring = 2 * 7 / 8
