@@ -5,13 +5,14 @@ step carries a digest of every leaf. On restore, damaged steps are renamed `corr
 and the one before is tried; nothing damaged is ever used.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ def _meta_digest(meta):
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def _quiet(where: bool) -> Iterator[None]:
+    """Orbax warns of a directory that is opened for reading alone, as was asked for."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    if where:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class Checkpoints:
     """The checkpoints of a run under one directory, newest last.
 
@@ -113,20 +127,22 @@ class Checkpoints:
             primary_host=here,
             active_processes={here} if jax.process_count() > 1 else None,
         )
-        options = ocp.CheckpointManagerOptions(
-            read_only=not writable,
-            max_to_keep=keep if writable else None,
-            create=False,
-            cleanup_tmp_directories=writable,
-            # Asynchronous creation hangs at exit where the disk is read-only.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            multiprocessing_options=alone,
-        )
+        # Asynchronous creation hangs at exit where the disk is read-only.
+        in_turn = ocp.AsyncOptions(create_directories_asynchronously=False)
         try:
             if writable:
                 self.directory.mkdir(parents=True, exist_ok=True)
             sharding.agree(True)  # the others find the directory
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            with _quiet(not writable):
+                options = ocp.CheckpointManagerOptions(
+                    read_only=not writable,
+                    max_to_keep=keep if writable else None,
+                    create=False,
+                    cleanup_tmp_directories=writable,
+                    async_options=in_turn,
+                    multiprocessing_options=alone,
+                )
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise InputError(
                 f"{self.directory}: cannot be opened ({error.strerror})"

@@ -73,6 +73,11 @@ def test_importing_gm_is_cheap_and_its_names_are_there():
         gm.laod  # noqa: B018
 
 
+def test_loading_warns_of_nothing(path, caplog):
+    gm.load(path)
+    assert not caplog.records
+
+
 def test_log_prob_is_that_of_the_row(run, x):
     [row] = run.rows()
     log_px = run.log_prob(x)
