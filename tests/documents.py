@@ -29,7 +29,7 @@ UNRUN = {
     ".venv/bin/python scripts/licences": "rewrites a page; a test compares the names",
     "python -m experiments.models | scripts/into_readme": "rewrites a page, as a test sees",
     "python scripts/parity": "needs PyTorch and checkouts of reference implementations",
-    "python -m experiments.train --model=transformer --dataset=cifar10": "needs a GPU",
+    "python -m experiments.train --preset=cifar10/transformer": "needs a GPU",
     "srun": "needs Slurm; tests/test_slurm.py runs against a stand-in",
     "[ $? = 83 ]": "needs Slurm",
     "python -m experiments.sweep --launcher=slurm": "needs Slurm",
