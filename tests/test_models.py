@@ -28,8 +28,7 @@ from gm.model import load_model, log_prob
 SLOW = pytest.mark.slow
 SPECS = (
     "colour",
-    "vector",
-    *(pytest.param(s, marks=SLOW) for s in ("image", "binary")),
+    *(pytest.param(s, marks=SLOW) for s in ("vector", "image", "binary")),
 )
 
 
@@ -71,6 +70,7 @@ def test_a_field_of_which_no_model_can_be_made(name, field, value, wanted):
         gm_model.build(name, data, {field: value})
 
 
+@SLOW
 def test_jit_equals_eager(model_name):
     model, params = make(model_name, "vector")
     args = (model, params, *batch(model), jax.random.key(2))
