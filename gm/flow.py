@@ -123,43 +123,58 @@ class FlowModel(LikelihoodModel):
         return self.sample_joint(num_samples, cond, temperature=temperature)[0]
 
 
-_MARGIN = 1e-6  # of the quantiles: rounding may have given y = 1
+_MARGIN = (
+    1e-6  # quantiles at either end that the data do not reach: there h is infinite
+)
+_LOG_SLOPE = math.log((1 - 2 * _MARGIN) / 2)
+
+
+def _inside(p):
+    """Quantiles p in [0, 1] of the data's range, squeezed off both ends."""
+    return _MARGIN + (1 - 2 * _MARGIN) * p
+
+
+def _place(centred):
+    """2 p - 1 -> y in [-1, 1]: at an end where a sample lies beyond the data's range."""
+    return jnp.clip(centred / (1 - 2 * _MARGIN), -1, 1)
 
 
 def to_normal(y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The normal quantile of y in [-1, 1), and its log-slope, elementwise.
 
-    It maps the cube onto all of R^D, so that no mass lies outside the data's range.
+    It maps the cube onto [-4.75, 4.75]^D, beyond which a standard normal has 2e-6 of its
+    mass in each direction: that is lost. (Clipping y instead would give the ends of the
+    range a density that the map there does not have, and so invent mass.)
     """
-    p = jnp.clip((y + 1) / 2, _MARGIN, 1 - _MARGIN)
-    h = jax.scipy.special.ndtri(p)
-    return h, -normal_log_prob(h) - math.log(2)
+    h = jax.scipy.special.ndtri(_inside((y + 1) / 2))
+    return h, -normal_log_prob(h) + _LOG_SLOPE
 
 
 def from_normal(h: jax.Array) -> jax.Array:
     """The inverse of `to_normal`."""
-    return 2 * jax.scipy.special.ndtr(h) - 1
+    return _place(2 * jax.scipy.special.ndtr(h) - 1)
 
 
 def to_logistic(y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The logistic quantile of y in [-1, 1), and its log-slope, elementwise."""
-    p = jnp.clip((y + 1) / 2, _MARGIN, 1 - _MARGIN)
+    p = _inside((y + 1) / 2)
     log_p, log_q = jnp.log(p), jnp.log1p(-p)
-    return log_p - log_q, -log_p - log_q - math.log(2)
+    return log_p - log_q, -log_p - log_q + _LOG_SLOPE
 
 
 def from_logistic(h: jax.Array) -> jax.Array:
-    """The inverse of `to_logistic`: 2 sigmoid(h) - 1."""
-    return jnp.tanh(h / 2)
+    """The inverse of `to_logistic`: 2 sigmoid(h) - 1, the margin apart."""
+    return _place(jnp.tanh(h / 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """The first map of a flow: y in [-1, 1) -> (h, log-slope), elementwise.
 
-    Onto all reals, the model is a distribution on the data's range alone. With "identity"
-    the base has mass beyond it, which belongs to no integer: the probabilities sum to
-    less than one, so that a model looks worse than it is, never better.
+    Onto (nearly) all reals, the model is a distribution on the data's range alone. With
+    "identity" and a base that reaches beyond the range, mass there belongs to no integer:
+    the probabilities sum to less than one, so that a model looks worse than it is, never
+    better.
     """
 
     forward: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -169,8 +184,8 @@ class Preprocessing:
 
 
 PREPROCESSING = {
-    "normal": Preprocessing(to_normal, from_normal, ndtri),
-    "logistic": Preprocessing(to_logistic, from_logistic, logit),
+    "normal": Preprocessing(to_normal, from_normal, lambda p: ndtri(_inside(p))),
+    "logistic": Preprocessing(to_logistic, from_logistic, lambda p: logit(_inside(p))),
     "identity": Preprocessing(
         lambda y: (y, jnp.zeros_like(y)), lambda h: h, lambda p: 2 * p - 1
     ),
@@ -252,7 +267,7 @@ class MultiScaleFlow(FlowModel):
 
     def coding_map(self, p: np.ndarray) -> np.ndarray:
         """Where the first map takes the quantiles p in [0, 1] of the data's range."""
-        return self._preprocessing().quantile(np.clip(p, _MARGIN / 2, 1 - _MARGIN / 2))
+        return self._preprocessing().quantile(p)
 
 
 def affine(y: np.ndarray, log_scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

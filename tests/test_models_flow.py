@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from gm.audit.subject import parameters, quick_jit
 from gm.errors import InputError
@@ -97,6 +98,26 @@ def test_preprocessing_has_its_slope_and_inverse(name):
     np.testing.assert_allclose(found.inverse(h), y, atol=1e-5)
     quantiles = found.quantile((np.asarray(y, np.float64) + 1) / 2)
     np.testing.assert_allclose(h, quantiles, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["normal", "logistic"])
+@pytest.mark.parametrize("sharpness", [1, 30])
+def test_a_density_that_peaks_where_the_range_ends_has_no_more_than_its_mass(
+    name, sharpness
+):
+    """Of a logistic density around the first quantile half is inside, and no more."""
+    found = PREPROCESSING[name]
+    edges = (
+        2
+        * np.concatenate([np.linspace(0, 1e-5, 2001)[:-1], np.geomspace(1e-5, 1, 9999)])
+        - 1
+    )
+    y = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
+    h, log_slope = (np.asarray(a, np.float64) for a in found.forward(y))
+    first = float(found.forward(jnp.float32(-1))[0])
+    density = sharpness * scipy.stats.logistic.pdf(sharpness * (h - first))
+    total = (density * np.exp(log_slope) * np.diff(edges)).sum()
+    assert total == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ say (paper, eq. 3 to 5), in parallel, and reverses the order for the next block:
   x_t = z_t exp(a(x_<t)) + mu(x_<t),       one patch after the other
 
 mu and a are the output of a causal transformer at the patch before. With
-volume_preserving=True a = 0 and one scale per channel of a patch is learned.
+volume_preserving=True a = 0 and one scale and shift per channel are learned at the end.
 
 The inverse goes patch by patch with keys and values in a cache, or iterates all patches
 at once until none moves (inversion=jacobi): whole passes, but far fewer than T.
@@ -15,8 +15,8 @@ at once until none moves (inversion=jacobi): whole passes, but far fewer than T.
 A vector is a sequence of patches of one symbol each.
 
 Guidance moves samples away from the unconditional model (section 3.5), mu and a each by
-mu + w (mu - mu_none): w > 0 leaves the likelihood model, as a temperature does. It needs
-training that drops conditions (`--cond_drop_rate`).
+mu + w (mu - mu_none), a before its bound: w > 0 leaves the likelihood model, as a
+temperature does. It needs training that drops conditions (`--cond_drop_rate`).
 
 Deviations from the paper: the data are mapped to R^D by the logistic quantile function
 (`preprocessing=identity` is the paper's [-1, 1]), so that no mass lies outside their range;
