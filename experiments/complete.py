@@ -122,12 +122,23 @@ def _report(row: dict[str, Any]) -> None:
 
 
 def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
-    """A row for each example: observed, completions, original; hidden pixels are blue."""
+    """A row for each example: observed, completions, original.
+
+    Hidden pixels are blue, and a cube's hidden stickers grey.
+    """
     import numpy as np
 
+    from gm.data import puzzles
     from gm.writer import image_grid
 
     tiles = np.concatenate([x[:, None], drawn, x[:, None]], axis=1).astype(np.int64)
+    if tiles.ndim == 3:
+        hidden = np.zeros(tiles.shape, bool)
+        hidden[:, 0] = missing
+        columns, tiles = tiles.shape[1], tiles.reshape(-1, tiles.shape[2])
+        return image_grid(
+            puzzles.nets(tiles, hidden.reshape(tiles.shape)), 256, columns
+        )
     tiles = tiles * 255 // (num_values - 1)
     if tiles.shape[-1] == 1:
         tiles = tiles.repeat(3, axis=-1)
@@ -167,6 +178,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
 
     from gm import complete, trained
+    from gm.data.puzzles import SIZES
     from gm.writer import Progress
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
@@ -194,9 +206,9 @@ def main(argv: list[str]) -> None:
     row |= _numbers(result, x, missing) | _legal(dataset, result.x)
     _report(row)
     picture = None
-    if len(model.shape) == 3:
+    if len(model.shape) == 3 or dataset.name in SIZES:
         picture = _picture(x, result.x, missing, model.num_values)
-    else:
+    if len(model.shape) != 3:
         lines = _lines(x, result.x, missing, found.data["symbols"])
         print("\n".join(lines[: 4 * (budget.num_completions + 3)]))
         row["lines"] = lines

@@ -5,6 +5,7 @@ import logging as stdlib_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -245,6 +246,17 @@ def _absolute(dataset: str) -> str:
     return dataset
 
 
+def write_picture(path: Path, picture: Any) -> None:
+    """Writes a PIL image as PNG, whole or not at all."""
+    import io
+
+    from gm.rundir import write_whole
+
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())
+
+
 def write_application(
     found: Any, stem: str, row: dict[str, Any], picture: Any = None
 ) -> str:
@@ -256,18 +268,14 @@ def write_application(
       row: JSON values; model, data set, checkpoint and provenance are added.
       picture: a PIL image, or None.
     """
-    import io
-
     from gm.evaluate import provenance
-    from gm.rundir import write_json, write_whole
+    from gm.rundir import write_json
 
     path = found.run.applications / safe_name(stem)
     about = {"model": found.config.model, "dataset": found.config.dataset}
     about |= {"settings": found.config.settings, "checkpoint": found.checkpoint}
     if picture is not None:
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        write_whole(path.with_name(f"{path.name}.png"), buffer.getvalue())
+        write_picture(path.with_name(f"{path.name}.png"), picture)
     write_json(path.with_name(f"{path.name}.json"), about | row | provenance())
     return str(path)
 

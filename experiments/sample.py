@@ -1,4 +1,4 @@
-r"""Draws from a trained run: a PNG grid of images, or texts, one a line.
+r"""Draws from a trained run: a PNG grid of images or cubes, or texts, one a line.
 
   python -m experiments.sample --workdir=runs/vae --num_samples=64
   python -m experiments.sample --workdir=runs/mnist --cond="0;1;2" --guidance=1
@@ -10,7 +10,6 @@ Conditions apart by ; have a row each, and A..B is a row from one to the other w
 same noise. Temperature, nucleus and guidance leave the model: the file's name says so.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from gm import generate, trained
-    from gm.data import texts
+    from gm.data import puzzles, texts
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
 
@@ -190,9 +189,8 @@ def main(argv: list[str]) -> None:
     ):
         x = np.concatenate([x, part])
         if image:
-            buffer = io.BytesIO()
-            image_grid(x, model.num_values, columns).save(buffer, format="PNG")
-            write_whole(output, buffer.getvalue())
+            picture = image_grid(x, model.num_values, columns)
+            launcher.write_picture(output, picture)
         else:
             lines = generate.as_lines(x, found.data["symbols"], found.data["unit"])
             write_whole(output, ("\n".join(lines) + "\n").encode())
@@ -200,6 +198,10 @@ def main(argv: list[str]) -> None:
     progress.close()
     if not image:
         print("\n".join(lines[:8]))
+    if found.config.dataset in puzzles.SIZES:
+        net = output.with_name(f"{output.stem}-unfolded.png")
+        launcher.write_picture(net, image_grid(puzzles.nets(x), 256, columns))
+        print(f"the same, unfolded: {net}")
     if found.data["symbols"] and found.data.get("end") is not None:
         full = int(texts.is_full(x, found.data["end"]).sum())
         if full:

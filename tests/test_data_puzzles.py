@@ -97,6 +97,29 @@ def test_an_impossible_change_is_named(change):
         assert value.all() if name != change else not value.any()
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_drawn_net_has_the_colour_of_each_sticker_where_it_belongs(size):
+    whole = puzzles.nets(solved(size))
+    side = whole.shape[1] // 3
+    assert whole.shape[1:] == (3 * side, 4 * side, 3)
+    for face, (row, column) in {"U": (0, 1), "F": (1, 1), "D": (2, 1)}.items():
+        tile = whole[0, row * side : (row + 1) * side, column * side :][:, :side]
+        colours = {tuple(c) for c in tile.reshape(-1, 3)} - {(0, 0, 0)}
+        assert colours == {tuple(puzzles._COLOURS["URFDLB".index(face)])}
+    # Turning F moves the lower row of U: what lies next to F in the net, and no more.
+    turned = puzzles.nets(solved(size)[:, quarter_turns(size)["F"]])[0]
+    above = turned[: side - 9, side : 2 * side]
+    assert (above == whole[0, : side - 9, side : 2 * side]).all()
+    edge = {tuple(c) for c in turned[side - 6, side : 2 * side]} - {(0, 0, 0)}
+    assert edge <= {tuple(puzzles._COLOURS[i]) for i in (1, 4)}  # of R or of L
+    assert len(edge) == 1
+    unseen = puzzles.nets(solved(size), np.ones(6 * size**2, bool))
+    assert {tuple(c) for c in unseen.reshape(-1, 3)} == {
+        (0, 0, 0),
+        tuple(puzzles._COLOURS[6]),
+    }
+
+
 def test_a_wrong_sticker_is_named():
     for size, faces in ((2, "URF"), (3, "URFDLB")):
         x = scrambles(size, faces, 500, 40)

@@ -124,7 +124,7 @@ def test_trained_twice_from_a_seed_the_parameters_are_equal(model_name):
 
 
 def test_saved_and_restored_parameters_give_the_same_number(model_name, tmp_path):
-    model, params = make(model_name, "vector")
+    model, params = make(model_name, "sequence")
     x, cond = batch(model)
     key = jax.random.key(2)
     before = jitted_log_prob(model, params, x, cond, key)[0]
@@ -138,7 +138,7 @@ def test_saved_and_restored_parameters_give_the_same_number(model_name, tmp_path
 
 
 def test_condition_is_required(model_name):
-    model, params = make(model_name, "vector")
+    model, params = make(model_name, "sequence")
     x, _ = batch(model)
     key = jax.random.key(2)
     with pytest.raises(ValueError, match="needs its condition"):

@@ -80,7 +80,9 @@ CHECKS: dict[str, Check] = {
         Check(mass.sampler, _DRAWN, needs="sample"),
         Check(mass.bounds, _TRAINED, needs="an estimate; this likelihood is exact"),
         Check(structure.neighbours, _at("vector image colour", "perturbed")),
-        Check(structure.batch_size, _at("vector", "perturbed"), needs="a model"),
+        Check(
+            structure.batch_size, _at("sequence vector", "perturbed"), needs="a model"
+        ),
         Check(structure.devices, _at("vector", "perturbed"), needs="two devices"),
         Check(structure.condition, _at("sequence vector", "perturbed"), needs="a cond"),
         Check(structure.causality, _DEEP, ("conditionals",)),
@@ -92,7 +94,7 @@ CHECKS: dict[str, Check] = {
 }
 
 # A third of the work: every check, with classes, several channels, and after training.
-QUICK = frozenset(_at("sequence colour vector", "perturbed") + _at("pixels", "trained"))
+QUICK = frozenset(_at("sequence colour", "perturbed") + _at("pixels", "trained"))
 
 
 def _judge(name: str, measured: Iterable[Measured], needs: str) -> Verdict:

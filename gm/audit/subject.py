@@ -26,7 +26,7 @@ from gm.model import LikelihoodModel
 from gm.spec import CondSpec, Estimate
 
 MAX_STATES = 20_000  # of a space that is enumerated
-MANY = 64  # examples, above which running takes longer than compiling
+MANY = 4096  # examples, above which running takes longer than compiling
 
 
 @dataclasses.dataclass(frozen=True)

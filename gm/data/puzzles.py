@@ -37,6 +37,13 @@ FACES = {
 }
 SIZES = {"pocket_cube": 2, "rubiks_cube": 3}
 
+# The usual colours of U R F D L B, and what a sticker that is not seen looks like.
+_COLOURS = np.array(
+    [(240, 240, 240), (185, 30, 40), (0, 140, 75), (250, 210, 0), (245, 120, 20),
+     (0, 70, 170), (110, 110, 110)], np.uint8
+)  # fmt: skip
+_NET = ((0, 1), (1, 2), (1, 1), (2, 1), (1, 0), (1, 3))  # row, column of each face
+
 
 def sticker_geometry(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns where each sticker sits: its cubie [L, 3] and its normal [L, 3].
@@ -267,6 +274,30 @@ def first_corner(stickers: np.ndarray) -> np.ndarray:
     cube = _cube({24: 2, 54: 3}[x.shape[1]])
     corner, twist, _ = _recognise(x, cube.corners, cube.faces)
     return corner[:, 0] * 3 + twist[:, 0]
+
+
+def nets(stickers: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
+    """Draws cubes unfolded: U above, L F R B in a row, D below.
+
+    Args:
+      stickers: integers [N, 24] or [N, 54].
+      hidden: bool of that shape (or one that broadcasts): stickers drawn grey.
+
+    Returns:
+      uint8 [N, H, W, 3], black where there is no cube; a sticker takes 8x8 pixels.
+    """
+    x = np.asarray(stickers)
+    x = np.where(False if hidden is None else hidden, 6, x)
+    size = {24: 2, 54: 3}[x.shape[1]]
+    side = 8 * size + 2
+    images = np.zeros((len(x), 3 * side, 4 * side, 3), np.uint8)
+    for face, (down, across) in enumerate(_NET):
+        for sticker in range(size**2):
+            row, column = divmod(sticker, size)
+            top, left = down * side + 8 * row + 1, across * side + 8 * column + 1
+            colour = _COLOURS[x[:, face * size**2 + sticker]]  # [N, 3]
+            images[:, top : top + 7, left : left + 7] = colour[:, None, None]
+    return images
 
 
 def load(
