@@ -12,8 +12,8 @@ import numpy as np
 
 from gm.nn.resolutions import SCANNED
 
-SPAN = 256  # queries that see the keys together, on a CPU
-MAX_SPANS = 8  # each is compiled by itself
+SPAN = 256  # queries that see the keys together, where cuDNN does not do it
+MAX_SPANS = 8  # each is compiled by itself: longer sequences have longer spans
 
 
 def coordinates(shape: tuple[int, ...]) -> np.ndarray:
