@@ -40,6 +40,8 @@ def test_pixels_of_a_decoder_add_up_to_its_reconstruction():
     assert pixels.sum() == pytest.approx(-terms["reconstruction"], rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["realnvp", "vqvae"])
+@pytest.mark.parametrize(
+    "name", ["realnvp", pytest.param("vqvae", marks=pytest.mark.slow)]
+)
 def test_models_that_do_not_tell_pixels_apart(name):
     assert bit_map(*tiny(name)) is None

@@ -67,9 +67,8 @@ def tiny(name, seed):
     return model, jax.tree.unflatten(tree, leaves)
 
 
-@pytest.mark.parametrize(
-    "name", ["vae", pytest.param("realnvp", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "realnvp"])
 def test_interval_encloses_the_enumerated_value_of_a_model(name):
     x = np.array(list(itertools.product(range(3), repeat=4))).reshape(-1, 2, 2, 1)
     split = ArraySplit(x)

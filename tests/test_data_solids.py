@@ -118,7 +118,9 @@ def test_integer_square_root_is_exact():
         np.testing.assert_array_equal(solids._isqrt(v), expected)
 
 
-@pytest.mark.parametrize("resolution", [16, 40])  # gathered, rendered
+@pytest.mark.parametrize(  # gathered, rendered
+    "resolution", [16, pytest.param(40, marks=pytest.mark.slow)]
+)
 def test_draws_are_uniform_renders_with_their_dimensions(resolution):
     data = load("solids", resolution=resolution)
     draw = jax.jit(data.train.draw, static_argnums=1)

@@ -222,6 +222,7 @@ def of(page):
 LAUNCH = [c for c in of("README.md") if re.search(r"runs/(vae|made)\b", c)][:5]
 
 
+@pytest.mark.slow
 def test_the_launch_of_the_readme_runs(place):
     assert len(LAUNCH) == 5
     out = [run(command, place) for command in LAUNCH]

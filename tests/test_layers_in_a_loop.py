@@ -80,7 +80,10 @@ def test_looped_layers_drop_out_differently():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", ["glow", "tarflow", "jet"])
+@pytest.mark.parametrize(
+    "name",
+    ["glow", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tarflow", "jet"))],
+)
 def test_recomputing_layers_changes_no_number(name):
     fields = load_model(name).TINY
     plain, saving = make(name, **fields), make(name, **fields, remat=True)

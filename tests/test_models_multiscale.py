@@ -17,7 +17,15 @@ from gm.nn import pyramid
 from gm.spec import CondSpec
 
 KEY = jax.random.key(5)
-PIXELCNN = "width=4,depth=1,first_kernel_size=3,head_width=4"
+PIXELCNN = dict(
+    base_model="pixelcnn",
+    base_fields="width=4,depth=1,first_kernel_size=3,head_width=4",
+    base_size=2,
+)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def make(shape, num_values, cond=None, **fields):
@@ -59,15 +67,15 @@ def test_windows_cover_a_level_with_what_lies_around():
     ("shape", "num_values", "fields"),
     [
         ((2, 4, 1), 3, dict(tile=1)),
-        ((2, 4, 1), 3, dict(copies=False)),
-        ((3, 2, 1), 4, dict(base_model="pixelcnn", base_fields=PIXELCNN, base_size=2)),
+        slow((2, 4, 1), 3, dict(copies=False)),
+        slow((3, 2, 1), 4, PIXELCNN),
         ((1, 3, 2), 3, {}),
-        ((3, 1, 2), 3, {}),
-        ((5,), 4, {}),
-        ((2, 1, 1), 40, dict(num_mixtures=2)),
+        slow((3, 1, 2), 3, {}),
+        slow((5,), 4, {}),
+        slow((2, 1, 1), 40, dict(num_mixtures=2)),
     ],
 )
-@pytest.mark.parametrize("cond", [None, CondSpec("class", 2)])
+@pytest.mark.parametrize("cond", [slow(None), CondSpec("class", 2)])
 def test_probabilities_sum_to_one(shape, num_values, fields, cond):
     model, params = make(shape, num_values, cond, **fields)
     grid = itertools.product(range(num_values), repeat=math.prod(shape))
@@ -77,7 +85,7 @@ def test_probabilities_sum_to_one(shape, num_values, fields, cond):
     assert abs(np.exp(np.asarray(log_px, np.float64)).sum() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("kind", [None, "class", "image"])
+@pytest.mark.parametrize("kind", [slow(None), slow("class"), "image"])
 def test_windows_of_any_size_give_the_same(kind):
     cond = {
         None: None,
@@ -151,7 +159,7 @@ def test_a_pixel_is_told_only_of_what_comes_before_it():
 
 @pytest.mark.parametrize(
     ("shape", "num_values", "fields"),
-    [((2, 3, 1), 3, {}), ((2, 1, 1), 40, dict(num_mixtures=2)), ((1, 2, 2), 5, {})],
+    [slow((2, 3, 1), 3, {}), ((2, 1, 1), 40, dict(num_mixtures=2)), ((1, 2, 2), 5, {})],
 )
 def test_samples_follow_the_likelihood(shape, num_values, fields):
     model, params = make(shape, num_values, **fields)
@@ -178,7 +186,10 @@ def test_samples_of_odd_size_are_in_the_alphabet():
     model, params = make((5, 7, 2), 40, CondSpec("class", 3), base_size=3)
     rngs = {"sample": KEY}
     cond = jnp.arange(6) % 3
-    x = np.asarray(model.apply({"params": params}, 6, cond, rngs=rngs, method="sample"))
+    draw = quick_jit(
+        lambda p: model.apply({"params": p}, 6, cond, rngs=rngs, method="sample")
+    )
+    x = np.asarray(draw(params))
     assert x.shape == (6, 5, 7, 2)
     assert x.min() >= 0
     assert x.max() < 40
@@ -208,6 +219,7 @@ def test_the_estimate_is_that_of_the_base():
     assert model.clone(base_model="vae").estimate.value == "weight"
 
 
+@pytest.mark.slow
 def test_memory_of_a_training_step_grows_with_the_pixels_at_most():
     """From 64 to 256 pixels a side what XLA sets aside grows less than the image."""
     sizes = []

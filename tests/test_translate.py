@@ -121,6 +121,7 @@ def test_sources_are_those_of_the_images_in_every_split():
     assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_images_that_are_drawn_in_the_step_have_sources_too():
     name = "superres:2:solids"
     pairs = data.load(f"translate:{name}", resolution=8)

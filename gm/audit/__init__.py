@@ -83,7 +83,9 @@ CHECKS: dict[str, Check] = {
         Check(
             structure.batch_size, _at("sequence vector", "perturbed"), needs="a model"
         ),
-        Check(structure.devices, _at("vector", "perturbed"), needs="two devices"),
+        Check(
+            structure.devices, _at("sequence vector", "perturbed"), needs="two devices"
+        ),
         Check(structure.condition, _at("sequence vector", "perturbed"), needs="a cond"),
         Check(structure.causality, _DEEP, ("conditionals",)),
         Check(structure.receptive_field, _DEEP, ("conditionals",)),
@@ -174,7 +176,7 @@ def check_model(
                 break  # refuted: the other spaces need not be looked at
         except Exception as error:
             return _crash(name, error)
-    if len(refusals) == len(where):
+    if refusals and len(refusals) == len(where):
         return Verdict(name, "fail", f"the model refuses every space: {refusals[0]}")
     return _judge(name, figures, check.wanted)
 
