@@ -144,9 +144,7 @@ def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
         tiles = tiles.repeat(3, axis=-1)
     hidden = np.broadcast_to(missing, tiles.shape[2:])
     tiles[:, 0] = np.where(hidden, (70, 110, 170), tiles[:, 0])
-    grid = image_grid(tiles.reshape(-1, *tiles.shape[2:]), 256, tiles.shape[1])
-    zoom = max(1, 1024 // max(grid.size))
-    return grid.resize((grid.width * zoom, grid.height * zoom), 0)  # 0: nearest
+    return image_grid(tiles.reshape(-1, *tiles.shape[2:]), 256, tiles.shape[1])
 
 
 def _lines(x: Any, drawn: Any, missing: Any, symbols: str | None) -> list[str]:

@@ -133,5 +133,5 @@ def image_grid(x: np.ndarray, num_values: int, columns: int | None = None) -> An
         left = (i % columns) * (width + 1) + 1
         grey[top : top + height, left : left + width] = levels[i]
     image = Image.fromarray(np.squeeze(grey.astype(np.uint8)))
-    zoom = max(1, 512 // max(image.size))  # small images are seen enlarged
+    zoom = max(1, 1024 // max(image.size))  # small images are seen enlarged
     return image.resize((image.width * zoom, image.height * zoom), Image.NEAREST)
