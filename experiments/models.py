@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import launcher
 from experiments.presets import PRESETS
+from gm.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("references", False, "compare parameter counts with references")
@@ -224,13 +225,13 @@ def references() -> tuple[list[str], list[list[str]], bool]:
     lines, good = [], True
     for ref in REFERENCES:
         count = ref.ours()
-        off = count / ref.count - 1
-        within = abs(off) <= ref.tolerance
+        off = count - ref.count
+        within = abs(off) <= ref.tolerance * ref.count
         good = good and within
         data = "x".join(map(str, ref.shape)) + f" of {ref.num_values}"
-        difference = "equal" if not off else f"{off:+.2%}"
+        difference = f"{off:+,} ({100 * off / ref.count:+.2g}%)" if off else "equal"
         if not within:
-            difference += f", MORE THAN {ref.tolerance:.0%}"
+            difference += f", MORE THAN {100 * ref.tolerance:g}%"
         given = ", ".join(f"{k}={v}" for k, v in ref.settings.items())
         lines.append(
             [ref.model, data, given, f"{count:,}", f"{ref.count:,}", difference]
@@ -259,6 +260,8 @@ def main(argv: list[str]) -> int:
     from gm.tables import markdown
 
     launcher.refuse_arguments(argv)
+    if FLAGS.references and FLAGS.quality:
+        raise InputError("--references, --quality: give one of them")
     good = True
     if FLAGS.references:
         header, lines, good = references()

@@ -25,7 +25,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("workdir", None, "directory of the run")
 flags.DEFINE_string(
-    "preset", None, "flags of experiments/presets.py, such as digits/vae"
+    "preset", None, "flags of a file of experiments/presets, such as digits/vae"
 )
 flags.DEFINE_enum(
     "evaluate", None, ["train", "valid", "test"], "split to evaluate at the end"

@@ -229,7 +229,7 @@ def build(
         **ending(cls, dataset.end),
         **(settings or {}),
     )
-    _check_fields(model, settings or {})
+    check_fields(model, settings or {})
     return model
 
 
@@ -238,8 +238,16 @@ def ending(cls: type, end: int | None) -> dict[str, Any]:
     return {"end": end} if hasattr(cls, "end") else {}
 
 
-def _check_fields(model: LikelihoodModel, settings: Mapping[str, Any]) -> None:
-    """Refuses settings of which no network can be made, such as width=0."""
+def check_fields(model: LikelihoodModel, settings: Mapping[str, Any]) -> None:
+    """Refuses settings of which no network can be made, such as width=0.
+
+    Args:
+      model: with these settings, and perhaps other fields that are sound.
+      settings: what --set gave.
+
+    Raises:
+      InputError: the model refuses them, cannot be traced, or has empty parameters.
+    """
     told = ", ".join(f"--set={k}={v}" for k, v in settings.items())
     name = type(model).__name__
     try:

@@ -121,8 +121,22 @@ def test_what_cannot_be_examined_says_so():
                 log_prob, **GIVEN | dict(shape=(99,)), estimate="exact"
             )
         )
-    with pytest.raises(InputError, match="did you mean sampler"):
+    with pytest.raises(InputError, match="^--checks=sample: .*did you mean sampler"):
         list(audit.audit_model("made", checks=["sample"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "told"),
+    [
+        ("made", {"width": "0"}, "--set=width=0: .*empty"),
+        ("vae", {"width": "0"}, "--set=width=0: .*give 1 or more"),
+        ("transformer", {"num_heads": "3"}, "--set=width=16: .*multiple"),
+    ],
+)
+def test_fields_of_which_no_model_can_be_made_are_a_mistake(model, settings, told):
+    """And no failed check: they do not refute the model."""
+    with pytest.raises(InputError, match=f"^{told}"):
+        audit.load(model, settings)
 
 
 def test_a_model_that_refuses_every_space_has_not_passed():

@@ -69,6 +69,10 @@ def test_a_bad_flag(flag, parts, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_two_tables_at_once():
+    one_error(launch("models", "--references", "--quality"), "--references, --quality")
+
+
 def on_path():
     return {"PYTHONPATH": str(REPO)}
 

@@ -170,8 +170,8 @@ def test_missing_archives_are_named(mnist):
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     one_line(
         lambda: load("mnist", data_dir=str(folder.parent)),
-        "but not t10k-labels-idx1-ubyte.gz",
-        "python scripts/prepare_data --dataset=mnist --data_dir=DIR",
+        "but not t10k-labels-idx1-ubyte.gz; give --data_dir=DIR with",
+        "in DIR or DIR/mnist (with pip",  # the same for a launcher and prepare_data
     )
     one_line(lambda: load("mnist", data_dir="/none"), "--data_dir=/none: not a folder")
 
@@ -190,8 +190,7 @@ def test_stock_data_set_without_tensorflow_says_how(monkeypatch):
     one_line(
         lambda: load("imagenet_resized/32x32"),
         "Imagenet32_train_npz.zip, Imagenet32_val_npz.zip",
-        "python scripts/prepare_data --dataset=imagenet_resized/32x32 --data_dir=DIR",
-        "pip install -e '.[tf]'",
+        "in DIR or DIR/imagenet_resized after pip install -e '.[tf]'",
     )
 
 

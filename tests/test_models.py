@@ -1,5 +1,6 @@
 """The contract beside the audit (test_audit.py): what every model must fulfil."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import models
 from experiments.models import REFERENCES
 from gm import checkpoint
 from gm import model as gm_model
@@ -161,6 +163,16 @@ def test_bfloat16_network_keeps_a_float32_likelihood(model_name):
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: f"{r.model}-{r.count}")
 def test_parameters_are_as_many_as_the_reference_has(reference):
     assert abs(reference.ours() / reference.count - 1) <= reference.tolerance
+
+
+def test_a_small_difference_from_a_reference_is_shown(monkeypatch):
+    near = dataclasses.replace(REFERENCES[0], count=785, tolerance=2e-3)
+    far = dataclasses.replace(near, tolerance=1e-4)
+    monkeypatch.setattr(models, "REFERENCES", (near, far))
+    _, lines, good = models.references()
+    difference = "-1 (-0.13%)"
+    assert [line[5] for line in lines] == [difference, f"{difference}, MORE THAN 0.01%"]
+    assert not good
 
 
 def test_prefix_is_held(model_name):

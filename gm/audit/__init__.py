@@ -19,6 +19,7 @@ from typing import Any
 from gm.audit import mass, structure
 from gm.audit.evaluator import EVALUATOR_CHECKS
 from gm.audit.subject import (
+    SPACES,
     Measured,
     Space,
     Subject,
@@ -27,7 +28,7 @@ from gm.audit.subject import (
     subject,
 )
 from gm.errors import InputError, did_you_mean
-from gm.model import load_model, parse_settings
+from gm.model import check_fields, load_model, parse_settings
 from gm.spec import CondSpec, Estimate
 
 __all__ = [
@@ -129,11 +130,11 @@ def _select(names: Iterable[str] | None, known: Iterable[str]) -> list[str]:
     names = list(names)
     valid = f"one of {', '.join(known)}"
     if not names:
-        raise InputError(f"no check is named (give {valid})")
+        raise InputError(f"--checks=: give {valid}")
     for name in names:
         if name not in known:
             near = did_you_mean(name, known)
-            raise InputError(f"no check is called {name!r}{near} ({valid})")
+            raise InputError(f"--checks={name}: no such check{near} ({valid})")
     return names
 
 
@@ -184,10 +185,30 @@ def check_model(
 def load(
     model: str | types.ModuleType, settings: Mapping[str, str] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """The class in a model's file, and its TINY fields updated by --set texts."""
+    """The class in a model's file, and its TINY fields updated by --set texts.
+
+    Raises:
+      InputError: no such model or field, or one of which no network can be made.
+    """
     module = load_model(model) if isinstance(model, str) else model
     given = parse_settings(module.Model, settings or {})
-    return module.Model, {**getattr(module, "TINY", {}), **given}
+    fields = {**getattr(module, "TINY", {}), **given}
+    if given:
+        _check_fields(module.Model, fields, given)
+    return module.Model, fields
+
+
+def _check_fields(cls, fields, given):
+    """Refuses --set values with which the model can be built on none of SPACES."""
+    refusals = []
+    for space in SPACES.values():
+        try:
+            made = cls(space.shape, space.num_values, space.cond, **fields)
+            check_fields(made, given)
+            return
+        except InputError as error:  # perhaps of the space alone
+            refusals.append(error)
+    raise refusals[0]
 
 
 def audit_model(
@@ -206,7 +227,7 @@ def audit_model(
       subjects: (space, kind of parameters) to look at, such as QUICK; default all.
 
     Raises:
-      InputError: no such model, field or check.
+      InputError: no such model, field or check, or a field that cannot be.
     """
     cls, fields = load(model, settings)
     for name in _select(checks, CHECKS):

@@ -174,15 +174,14 @@ def _convert(
     return copy
 
 
-def _advice(name: str, key: str, files: list[str]) -> str:
-    """Returns which archives would do, and the command that prepares them."""
+def _advice(key: str, files: list[str]) -> str:
+    """Returns which archives would do, and where."""
     known = archives.ARCHIVES.get(key, ())
     wanted = [", ".join(archive.files) for archive in known]
     wanted = wanted or [", ".join(archives.STOCK_FILES.get(key, sorted(files)))]
     how = (
         f"give --data_dir=DIR with {' or '.join(wanted)} in DIR or DIR/"
-        f"{key.split('/')[0]}, or run "
-        f"python scripts/prepare_data --dataset={name} --data_dir=DIR"
+        f"{key.split('/')[0]}"
     )
     if known:
         return f"{how} (with pip install -e '.[tf]' TFDS can also download it)"
@@ -193,7 +192,7 @@ def _download(name: str, key: str, data_dir: Path | None, root: Path) -> Path:
     """Lets TFDS download and prepare a data set (which needs TensorFlow).
 
     Raises:
-      InputError: it cannot; says which archives would do and how to prepare them.
+      InputError: it cannot; says which archives would do, and where.
     """
     import tensorflow_datasets as tfds
 
@@ -205,7 +204,7 @@ def _download(name: str, key: str, data_dir: Path | None, root: Path) -> Path:
         raise InputError(
             f"--dataset={name}: not in the TFDS catalogue{near}"
         ) from error
-    how = _advice(name, key, [url.filename for url in urls.values()])
+    how = _advice(key, [url.filename for url in urls.values()])
     if importlib.util.find_spec("tensorflow") is None:
         lacking = archives.lacking(key, data_dir) if data_dir else ""
         raise InputError(f"--dataset={name}: not found{lacking}; {how}")

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -170,21 +169,6 @@ def draw_rubiks_cube(key: Any, n: int) -> tuple[jax.Array, None]:
     corners = _colours(jnp.asarray(cube.faces[cube.corners]), corner, twist)
     edges = _colours(jnp.asarray(cube.faces[cube.edges]), edge, flip)
     return cube.arrange(corners, edges), None
-
-
-def enumerate_pocket_cube(block: int = 84) -> Iterator[np.ndarray]:
-    """Yields all pocket cubes, uint8 [<= 729 block, 24] at a time."""
-    cube = _cube(2)
-    home = cube.faces[cube.corners].astype(np.uint8)
-    free = np.array(list(itertools.product(range(3), repeat=6)))
-    twist = np.c_[free, -free.sum(1) % 3, np.zeros(len(free), int)]  # [729, 8]
-    permutations = np.array([(*p, 7) for p in itertools.permutations(range(7))])
-    for start in range(0, len(permutations), block):
-        cubie = permutations[start : start + block]
-        corners = _colours(
-            home, np.repeat(cubie, len(twist), 0), np.tile(twist, (len(cubie), 1))
-        )
-        yield cube.arrange(corners, np.zeros((len(corners), 0), np.uint8))
 
 
 def _recognise(

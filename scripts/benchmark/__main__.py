@@ -21,16 +21,17 @@ repository's name, and --peer_python is a Python with torch, numpy and scipy:
   git clone https://github.com/bayesiains/nflows DIR/nflows
   git clone https://github.com/openai/vdvae DIR/vdvae
 
-The status says whether all ratios were reached.
+The status says whether all gates were reached; one that was not measured was not.
 """
 
 import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 # So that it runs from a checkout without installation.
@@ -42,6 +43,41 @@ from once import ONCE  # noqa: E402
 from suites import SUITES, Case  # noqa: E402
 
 NAMES = ("step", "fused", "sampling", "likelihood", "compile", "input", "memory")
+
+
+def _refuse(what: str) -> NoReturn:
+    print(f"error: {what}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _suites(given: argparse.Namespace) -> tuple[str, ...]:
+    return NAMES if given.suite == "all" else (given.suite,)
+
+
+def _names(given: argparse.Namespace) -> list[str]:
+    """Of all cases of the suites."""
+    if given.suite == "accelerator":
+        return [case.name for case in accelerator.CASES]
+    found = []
+    for suite in _suites(given):
+        found += [case.name for case in SUITES.get(suite, ())] + [*ONCE.get(suite, ())]
+    return found
+
+
+def _lacks(python: str) -> str:
+    """What a peer's Python lacks; "" if nothing."""
+    code = (
+        "import importlib.util as u\n"
+        "print(*(n for n in ('torch', 'numpy', 'scipy') if not u.find_spec(n)))"
+    )
+    try:
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "it does not run"
+    lacking = ", ".join(done.stdout.split())
+    return f"it lacks {lacking}" if lacking else ""
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,32 +95,55 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="rounds A B B A")
     parser.add_argument("--core", type=int, default=0, help="which core to pin to")
     parser.add_argument(
-        "--patience", type=float, default=600.0, help="seconds for compiling on a GPU"
+        "--patience",
+        type=float,
+        default=600.0,
+        help="seconds that a case may compile on a GPU",
     )
     parser.add_argument("--json", type=Path, help="file for the measurements")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.worker:
+        return given
     if given.peers is not None and not given.peers.is_dir():
-        parser.error(f"--peers={given.peers}: no such directory; see --help")
+        _refuse(f"--peers={given.peers}: no such directory; see --help")
     if given.rounds < 1:
-        parser.error(f"--rounds={given.rounds}: give 1 or more")
+        _refuse(f"--rounds={given.rounds}: give 1 or more")
+    names = _names(given)
+    if not any(name.startswith(given.cases) for name in names):
+        told = f"no case of --suite={given.suite} begins so"
+        _refuse(f"--cases={given.cases}: {told} ({'; '.join(names)})")
+    if given.peers and (lacks := _lacks(given.peer_python)):
+        wanted = "give a Python with torch, numpy and scipy"
+        _refuse(f"--peer_python={given.peer_python}: {lacks}; {wanted}")
+    if given.suite == "accelerator" and not accelerator.is_there():
+        _refuse("--suite=accelerator: JAX finds no GPU here; give another suite")
     available = sorted(os.sched_getaffinity(0))
     if not 0 <= given.core < len(available):
-        parser.error(f"--core={given.core}: give 0 to {len(available) - 1}")
+        _refuse(f"--core={given.core}: give 0 to {len(available) - 1}")
     given.core = available[given.core]
     return given
 
 
+def _once(given: argparse.Namespace) -> dict[str, Any]:
+    """The measurements of ours alone: name -> function of the core."""
+    found = [pair for name in _suites(given) for pair in ONCE.get(name, {}).items()]
+    return {name: f for name, f in found if name.startswith(given.cases)}
+
+
 def _selected(given: argparse.Namespace) -> list[Case]:
-    """The cases that can be run with what was given."""
-    names = NAMES if given.suite == "all" else (given.suite,)
-    cases = [case for name in names for case in SUITES.get(name, ())]
+    """The cases of two contenders that can be run with what was given."""
+    cases = [case for name in _suites(given) for case in SUITES.get(name, ())]
     cases = [case for case in cases if case.name.startswith(given.cases)]
     if given.peers is None:
-        left = [case.name for case in cases if case.has_peer]
+        own = [case for case in cases if not case.has_peer]
+        left = len(cases) - len(own)
+        if left and not own and not _once(given):
+            told = f"without --peers=DIR, none of {left} cases can be measured"
+            _refuse(f"--suite={given.suite}: {told}; see --help")
         if left:
-            print(f"without --peers, {len(left)} cases are left out", file=sys.stderr)
-        cases = [case for case in cases if not case.has_peer]
+            print(f"without --peers, {left} cases are left out", file=sys.stderr)
+        return own
     return cases
 
 
@@ -104,8 +163,7 @@ def _figures(result: dict[str, Any], peak: float) -> list[str]:
     """The cells of a row, after its name."""
     a, b = result["a"], result["b"]
     low, high = result["ratio_spread"]
-    flops = a["flops"] or b["flops"]
-    speed = flops / a["cpu_seconds"]
+    speed = a["flops"] / a["cpu_seconds"]
     gate = result["gate"]
     verdict = "" if gate is None else f">= {gate:g}"
     return [
@@ -115,7 +173,7 @@ def _figures(result: dict[str, Any], peak: float) -> list[str]:
         f"{result['wall_ratio']:.3g}",
         verdict if result["reached"] else f"{verdict} MISSED",
         f"{result['params'][0]:,}" if result["params"][0] else "",
-        f"{speed / 1e9:.1f} ({speed / peak:.0%})" if flops else "",
+        f"{speed / 1e9:.1f} ({speed / peak:.0%})" if speed else "",
     ]
 
 
@@ -140,7 +198,7 @@ def main() -> int:
     if given.suite == "accelerator":
         return 0 if accelerator.measure(given)[1] else 1
     measured: dict[str, Any] = {"processor": platform.processor(), "core": given.core}
-    good, cases = True, _selected(given)
+    good, cases, once = True, _selected(given), _once(given)
     if cases:
         measured["peak"] = peak = driver.peak(sys.executable, given.core)
         print(f"matmul peak of this core: {peak / 1e9:.1f} GFLOP/s\n")
@@ -162,18 +220,13 @@ def main() -> int:
                 print(f"  {case.name}, {who}: {note}: {value}", file=sys.stderr)
         if given.json:
             given.json.write_text(json.dumps(measured, indent=1) + "\n")
-    once = {"compile": ["startup"], "input": ["input"], "memory": ["memory"]}
-    for name in NAMES if given.suite == "all" else (given.suite,):
-        for function in once.get(name, ()):
-            for row in ONCE[function](given.core):
-                measured[row["case"]] = row
-                good = good and row["reached"]
-                gate = "" if row["gate"] is None else f", gate <= {row['gate']:g}"
-                missed = "" if row["reached"] else " MISSED"
-                print(
-                    f"{row['case']}: {row['value']:.4g} {row['unit']}{gate}{missed}",
-                    flush=True,
-                )
+    for name, measure in once.items():
+        measured[name] = row = measure(given.core)
+        good = good and row["reached"]
+        gate = "" if row["gate"] is None else f", gate <= {row['gate']:g}"
+        missed = "" if row["reached"] else " MISSED"
+        told = f"{row['value']:.4g} {row['unit']}{gate}{missed}"
+        print(f"{name}: {told}", flush=True)
     if given.json:
         given.json.write_text(json.dumps(measured, indent=1) + "\n")
     return 0 if good else 1

@@ -1,21 +1,24 @@
 """Presets on a GPU: MFU of a training step, memory, sampling; against compiled PyTorch.
 
-All contenders of a case are started together, each compiles, and then they take turns
-A B B A by wall time. MFU: FLOPs of the model, without what is computed anew, over the
+Both contenders of a case are started together, each compiles, and then they take turns
+A B B A by wall time; they end before the next case starts, whose memory they would take.
+MFU: FLOPs of the model, without what is computed anew, over the
 card's bf16 peak of experiments/accelerators.json.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from driver import Entry, Worker
+from driver import Entry, Worker, same_params
 
 PIXELCNNPP: dict[str, Any] = dict(
     width=160, num_resnets=5, num_mixtures=10, dropout_rate=0.5
@@ -119,56 +122,90 @@ def _peak(device: str) -> float:
     return table[word]["flops"]["bfloat16"] if word else 0.0
 
 
+def is_there() -> bool:
+    """Whether JAX finds an accelerator; in a process of its own, lest this one holds it."""
+    code = "import jax; print(jax.default_backend())"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return found not in ("", "cpu")
+
+
 def _started(given, case):
-    """The workers of a case's contenders; None for a peer that was not given."""
-    a = Worker(sys.executable, case.a, None)
-    if case.b is None or given.peers is None:
-        return a, None
-    file, function, arguments = case.b
-    arguments = {"peers": str(given.peers.resolve()), **arguments}
-    return a, Worker(given.peer_python, (file, function, arguments), None)
+    """The workers of a case's contenders: ours alone, where no peers are given."""
+    pair = [Worker(sys.executable, case.a, None)]
+    if case.b and given.peers:
+        file, function, arguments = case.b
+        arguments = {"peers": str(given.peers.resolve()), **arguments}
+        pair.append(Worker(given.peer_python, (file, function, arguments), None))
+    return pair
+
+
+def _ready(pair, patience):
+    """Waits for both, so that nobody compiles while another is timed; a peer may fail."""
+    end = time.perf_counter() + patience
+    pair[0].ready(patience)
+    for peer in pair[1:]:
+        try:
+            peer.ready(max(end - time.perf_counter(), 1.0))
+        except SystemExit as error:
+            print(error, file=sys.stderr)
+    return [worker for worker in pair if worker.about]
+
+
+def _gates(case, row):
+    """What is to be reached -> whether it was; None: it was not measured."""
+    found = {}
+    for name, wanted, text in (
+        ("ratio", case.ratio, "ratio >= {:g}"),
+        ("mfu", case.mfu, "MFU >= {:.0%}"),
+    ):
+        if wanted is not None:
+            value = row[name]
+            found[text.format(wanted)] = None if value is None else value >= wanted
+    if case.seconds is not None:
+        found[f"<= {case.seconds:g} s"] = row["seconds"] <= case.seconds
+    return found
 
 
 def _measure(case, pair, rounds):
-    """Medians of wall seconds, and what the contenders say of themselves."""
-    a, b = pair
+    """Medians of wall seconds, and what the contenders say of themselves.
+
+    Raises:
+      SystemExit: their numbers of parameters differ, or a process failed.
+    """
+    params = same_params(*pair)
     turns: dict[str, list[float]] = {"A": [], "B": []}
     for _ in range(rounds):
-        for name in "ABBA" if b else "A":
-            turns[name].append((a if name == "A" else b).turn()[1])
+        for name in "ABBA" if len(pair) == 2 else "A":
+            turns[name].append(pair["AB".index(name)].turn()[1])
     seconds = statistics.median(turns["A"])
-    device = a.about["notes"]["device"]
-    peak, flops = _peak(device), a.about["flops"]
+    about = pair[0].about
+    device = about["notes"]["device"]
+    peak, flops = _peak(device), about["flops"]
     row: dict[str, Any] = {
         "case": case.name,
         "device": device,
         "seconds": seconds,
         "turns": turns,
-        "params": [w.about["params"] for w in pair if w],
+        "params": params,
         "flops": flops,
         "mfu": flops / seconds / peak if peak and flops else None,
-        "notes": [w.about["notes"] for w in pair if w],
+        "ratio": statistics.median(turns["B"]) / seconds if turns["B"] else None,
+        "notes": [worker.about["notes"] for worker in pair],
     }
-    row["ratio"] = statistics.median(turns["B"]) / seconds if b else None
-    gates = [(case.ratio, row["ratio"]), (case.mfu, row["mfu"])]
-    reached = all(v is None or g is None or v >= g for g, v in gates)
-    row["reached"] = reached and (case.seconds is None or seconds <= case.seconds)
+    row["gates"] = _gates(case, row)
+    row["reached"] = all(row["gates"].values())
     return row
 
 
 HEADER = "| case | device | ours | other | ratio | params | MFU | memory | gates |"
+_VERDICT = {True: "", False: " MISSED", None: " not measured"}
 
 
-def _line(case, row):
+def _line(row):
     other = statistics.median(row["turns"]["B"]) if row["ratio"] else None
-    gates = [
-        f"ratio >= {case.ratio}" if case.ratio else "",
-        f"MFU >= {case.mfu:.0%}" if case.mfu else "",
-        f"<= {case.seconds:g} s" if case.seconds else "",
-        "" if row["reached"] else "MISSED",
-    ]
     cells = [
-        case.name,
+        row["case"],
         row["device"],
         f"{1e3 * row['seconds']:.4g} ms",
         f"{1e3 * other:.4g} ms" if other else "",
@@ -176,35 +213,31 @@ def _line(case, row):
         " / ".join(f"{n:,}" for n in row["params"]),
         f"{row['mfu']:.1%}" if row["mfu"] else "",
         " / ".join(f"{n['peak memory, GB']} GB" for n in row["notes"]),
-        " ".join(filter(None, gates)),
+        ", ".join(f"{gate}{_VERDICT[met]}" for gate, met in row["gates"].items()),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def measure(given: Any) -> tuple[dict[str, Any], bool]:
     """Prints a row for each case; what was measured, and whether all was reached."""
-    cases = [case for case in CASES if given.cases in case.name]
+    cases = [case for case in CASES if case.name.startswith(given.cases)]
+    alone = [case for case in cases if case.b and not given.peers]
+    if alone:
+        print(f"without --peers, {len(alone)} ratios are not measured", file=sys.stderr)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    pairs = [_started(given, case) for case in cases]
-    workers = [worker for pair in pairs for worker in pair if worker]
-    end, good = time.perf_counter() + given.patience, True
-    for worker in workers:  # all, so that nobody compiles while another is timed
-        try:
-            worker.ready(max(end - time.perf_counter(), 1.0))
-        except SystemExit as error:
-            print(error, file=sys.stderr)
-            good = False
     print(f"{HEADER}\n{'| --- ' * (HEADER.count('|') - 1)}|", flush=True)
     measured: dict[str, Any] = {}
-    for case, (a, b) in zip(cases, pairs, strict=True):
-        if not a.about:
+    for case in cases:
+        try:
+            with contextlib.ExitStack() as opened:
+                pair = [opened.enter_context(w) for w in _started(given, case)]
+                row = _measure(case, _ready(pair, given.patience), given.rounds)
+        except SystemExit as error:  # the others can still be measured
+            print(f"{case.name}: {error}", file=sys.stderr)
             continue
-        row = _measure(case, (a, b if b and b.about else None), given.rounds)
         measured[case.name] = row
-        good = good and row["reached"]
-        print(_line(case, row), flush=True)
+        print(_line(row), flush=True)
         if given.json:
             given.json.write_text(json.dumps(measured, indent=1) + "\n")
-    for worker in workers:
-        worker.close()
-    return measured, good
+    good = len(measured) == len(cases)
+    return measured, good and all(row["reached"] for row in measured.values())

@@ -92,11 +92,30 @@ class Worker:
         self.process.stdin.flush()
         return self._answer("turn")
 
-    def close(self) -> None:
-        """Ends it, if it has not ended."""
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        """Ends it, if it has not ended; at once, if something failed."""
+        if failure:
+            self.process.kill()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
+
+
+def same_params(*workers: Worker) -> list[int]:
+    """The numbers of parameters, 0 where there are none.
+
+    Raises:
+      SystemExit: they differ by more than MAX_MISMATCH.
+    """
+    counts = [worker.about["params"] for worker in workers]
+    known = [count for count in counts if count]
+    if known and max(known) / min(known) - 1 > MAX_MISMATCH:
+        told = " against ".join(f"{count:,}" for count in counts)
+        raise SystemExit(f"error: {workers[0].entry[1:]}: {told} parameters")
+    return counts
 
 
 def _ratios(rounds, clock):
@@ -123,16 +142,15 @@ def compare(
       the contenders say of themselves.
 
     Raises:
-      SystemExit: their numbers of parameters differ.
+      SystemExit: a process failed, or their numbers of parameters differ.
     """
-    workers = {"A": Worker(*a, core).ready(), "B": Worker(*b, core).ready()}
-    counts = [workers[name].about["params"] for name in "AB"]
-    if all(counts) and abs(counts[0] / counts[1] - 1) > MAX_MISMATCH:
-        told = f"{counts[0]:,} against {counts[1]:,} parameters"
-        raise SystemExit(f"error: {a[1][1]} {a[1][2]}: {told}")
-    seen = [[(name, workers[name].turn()) for name in "ABBA"] for _ in range(rounds)]
-    for worker in workers.values():
-        worker.close()
+    workers: dict[str, Worker] = {}
+    with contextlib.ExitStack() as opened:
+        for name, (python, entry) in (("A", a), ("B", b)):
+            worker = opened.enter_context(Worker(python, entry, core))
+            workers[name] = worker.ready()  # before the other starts on that core
+        counts = same_params(workers["A"], workers["B"])
+        seen = [[(n, workers[n].turn()) for n in "ABBA"] for _ in range(rounds)]
     result: dict[str, Any] = {"params": counts}
     for name in "AB":
         turns = [t for turns in seen for n, t in turns if n == name]
@@ -151,7 +169,7 @@ def compare(
 
 def peak(python: str, core: int) -> float:
     """FLOP per CPU second of a matrix product in float32 by XLA, on that core."""
-    worker = Worker(python, ("ours", "matmul", {}), core).ready()
-    seconds = min(worker.turn()[0] for _ in range(5))
-    worker.close()
+    with Worker(python, ("ours", "matmul", {}), core) as worker:
+        worker.ready()
+        seconds = min(worker.turn()[0] for _ in range(5))
     return worker.about["flops"] / seconds

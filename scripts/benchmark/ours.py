@@ -70,11 +70,8 @@ def train(
             jax.device_get(values)
             t.step += steps
 
-    lowered = train_steps.lower(*t.args(feed, steps))
-    # XLA counts the body of a loop once, and the steps are one.
-    loops = lowered.as_text().count("stablehlo.while")
-    flops = lowered.cost_analysis()["flops"] if loops == 1 else 0.0
-    return Contender(turn, steps * dispatches, num_params(t.state.params), flops)
+    params = num_params(t.state.params)
+    return Contender(turn, steps * dispatches, params, _model_flops(t))
 
 
 def train_by_calls(
@@ -103,9 +100,9 @@ def train_by_calls(
 
 
 def _model_flops(t: _Training) -> float:
-    """FLOPs of a step without what is computed anew."""
-    fields = {"scan_layers": False} if hasattr(t.model, "scan_layers") else {}
-    model = t.model.clone(**fields)
+    """FLOPs of a step, as gm.flops counts them, without what is computed anew."""
+    anew = ("scan_layers", "remat")  # fields that trade it for memory
+    model = t.model.clone(**{name: False for name in anew if hasattr(t.model, name)})
 
     def loss(params, x, key):
         return log_prob(model, params, x, None, key, train=True)[0].sum()

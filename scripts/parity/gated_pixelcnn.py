@@ -13,7 +13,6 @@ from gm.model import init_params, log_prob
 from gm.models.pixelcnn import PixelCNN, VerticalLayer
 from gm.nn.views import Whole
 
-REPOSITORY = "EugenHotaj/pytorch-generative"
 LAYERS, WIDTH = 5, 32
 
 

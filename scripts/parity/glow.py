@@ -16,7 +16,6 @@ from gm.model import init_params
 from gm.models.glow import Glow
 from gm.nn.invertible import rotation
 
-REPOSITORY = "rosinality/glow-pytorch"
 DEPTH, SCALES, WIDTH, SIDE = 4, 3, 64, 32
 BINS = 32  # 5 bits per channel, the reference's default
 

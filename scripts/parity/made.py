@@ -12,7 +12,6 @@ from row import Row, import_from
 from gm.model import init_params, log_prob
 from gm.models.made import MADE
 
-REPOSITORY = "EugenHotaj/pytorch-generative"
 DIMS, WIDTH = 784, 500
 
 

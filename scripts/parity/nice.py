@@ -13,7 +13,6 @@ from row import Row, import_from
 from gm.model import init_params
 from gm.models.nice import NICE
 
-REPOSITORY = "EugenHotaj/pytorch-generative"
 DIMS, BINS = 784, 256
 
 

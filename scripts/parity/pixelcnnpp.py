@@ -16,7 +16,6 @@ from row import Row, import_from
 from gm.model import init_params, log_prob
 from gm.models.pixelcnnpp import PixelCNNPP
 
-REPOSITORY = "pclucas14/pixel-cnn-pp"
 MIXTURES = 10
 
 

@@ -15,7 +15,6 @@ from gm.model import init_params
 from gm.models.tarflow import TarFlow
 from gm.spec import CondSpec
 
-REPOSITORY = "apple/ml-tarflow"
 SIZE, CHANNELS, PATCH, WIDTH, BLOCKS, DEPTH, HEAD = 16, 3, 4, 128, 3, 2, 64
 
 NOTE = (

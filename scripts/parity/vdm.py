@@ -14,7 +14,6 @@ from row import Row, import_from
 from gm.model import init_params, log_prob
 from gm.models.vdm import VDM
 
-REPOSITORY = "google-research/vdm"
 SHAPE, BATCH, WIDTH, DEPTH = (8, 8, 3), 4, 128, 32
 GAMMA = (-13.3, 5.0)
 

@@ -16,7 +16,6 @@ from gm.model import init_params
 from gm.models.vdvae import VDVAE
 from gm.nn.resolutions import SCANNED
 
-REPOSITORY = "openai/vdvae"
 BATCH = 2
 
 
