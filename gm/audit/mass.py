@@ -125,14 +125,13 @@ def _counts(subject: Subject) -> np.ndarray:
     cond = subject.space.conditions()
     counts = []
     for c in range(1 if cond is None else len(cond)):
-        given = (
-            None if cond is None else jnp.asarray(np.repeat(cond[c : c + 1], DRAWN, 0))
-        )
-        keys = jax.random.split(
-            jax.random.fold_in(jax.random.key(4), c), NUM_SAMPLES // DRAWN
-        )
-        x = [np.asarray(subject.sample(key, DRAWN, given), np.int64) for key in keys]
-        x = np.reshape(x, (NUM_SAMPLES, -1))
+        given = None if cond is None else jnp.asarray(np.repeat(cond[[c]], DRAWN, 0))
+        key = jax.random.fold_in(jax.random.key(4), c)
+        parts = [
+            np.asarray(subject.sample(key, DRAWN, given), np.int64)
+            for key in jax.random.split(key, NUM_SAMPLES // DRAWN)
+        ]
+        x = np.reshape(parts, (NUM_SAMPLES, -1))
         index = x @ subject.space.num_values ** np.arange(x.shape[1])[::-1]
         counts.append(np.bincount(index, minlength=subject.space.num_states))
     return np.stack(counts)
