@@ -6,7 +6,6 @@ python -m experiments.models --quality           # presets of real data against 
 """
 
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -23,16 +22,6 @@ flags.DEFINE_bool("quality", False, "what presets of real data reached, and pape
 _RESOLUTION = {"solids": 16, "photos": 32, "tiny_shakespeare": 256}  # "R" of the table
 
 
-def num_params(model: Any) -> int:
-    """The number of parameters of a module; nothing is computed."""
-    import jax
-
-    from gm.model import init_params
-
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """The number of parameters that a paper or a reference implementation has."""
@@ -47,10 +36,10 @@ class Reference:
 
     def ours(self) -> int:
         """The number of parameters that our model has."""
-        from gm.model import load_model
+        from gm.model import count_params, load_model
 
         given = dict(shape=self.shape, num_values=self.num_values)
-        return num_params(load_model(self.model).Model(**given, **self.settings))
+        return count_params(load_model(self.model).Model(**given, **self.settings))
 
 
 def _binary(model: str, settings: dict[str, Any], count: int, source: str) -> Reference:
@@ -192,12 +181,12 @@ def described(
 
 def _preset_params(name: str) -> int:
     """Parameters of a preset; its data set is not loaded."""
-    from gm.model import load_model
+    from gm.model import count_params, load_model
 
     given = PRESETS[name]["flags"]
     data = described(given["dataset"], given.get("resolution"))
     shape = dict(shape=data.shape, num_values=data.num_values)
-    return num_params(load_model(given["model"]).Model(**shape, **given["set"]))
+    return count_params(load_model(given["model"]).Model(**shape, **given["set"]))
 
 
 def table() -> tuple[list[str], list[list[str]]]:

@@ -93,20 +93,16 @@ def _configure():
 
 def _dry_run(config, dataset, model, mesh):
     """Prints what XLA says of a dispatch, from shapes alone."""
-    import jax
-
-    from gm.evaluate import num_params
     from gm.fit import trace_steps
     from gm.flops import count_flops
-    from gm.model import init_params
+    from gm.model import count_params
 
     traced = trace_steps(model, dataset, config.train, mesh)
     memory = traced.lower().compile().memory_analysis()
     flops = count_flops(traced.jaxpr.jaxpr)[0] / config.train.steps_per_dispatch
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     print(
-        f"{num_params(params):,} parameters, "
+        f"{count_params(model):,} parameters, "
         f"{flops / 1e9:.3g} GFLOP per step, "
         f"{peak / 1e6:.0f} MB"
     )
@@ -137,10 +133,12 @@ def _prepare(config, dataset, model, mesh):
     """A trainer of the run, restored; nothing is compiled before this."""
     from experiments import presets
     from gm.fit import Trainer
+    from gm.plan import check_state
     from gm.rundir import RunDirectory
     from gm.sharding import agree, is_primary
     from gm.trained import initial_params
 
+    check_state(model, config, mesh)
     start = initial_params(config.init_from, model) if config.init_from else None
     there = RunDirectory(FLAGS.workdir)
     run = _open_run(config, dataset, start) if is_primary() else there

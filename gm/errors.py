@@ -1,7 +1,9 @@
 """The one exception for a user's mistake."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -15,3 +17,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Returns '; did you mean X?' for the nearest valid name, else ''."""
     near = difflib.get_close_matches(name, list(valid), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_positive(model: Any, *names: str) -> None:
+    """InputError for one of these fields of a dataclass that is not above 0, nor None."""
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name in names and value is not None and not value > 0:
+            wanted = "1 or more" if field.type is int else "a number above 0"
+            raise InputError(f"--set={field.name}={value}: give {wanted}")

@@ -248,29 +248,45 @@ def check_fields(model: LikelihoodModel, settings: Mapping[str, Any]) -> None:
     Raises:
       InputError: the model refuses them, cannot be traced, or has empty parameters.
     """
-    told = ", ".join(f"--set={k}={v}" for k, v in settings.items())
     name = type(model).__name__
-    try:
-        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    except InputError:
-        raise
-    except Exception as error:
-        if not settings:
-            raise  # the model itself is broken: its traceback helps
-        zeros = [k for k, v in settings.items() if type(v) is int and v == 0]
-        if zeros:  # as a rule they are why
-            least = " or ".join(f"--set={k}=0" for k in zeros)
-            raise InputError(f"{least}: {name} has none; give 1 or more") from error
-        what = " ".join(str(error).split())[:200]
+    error = _fault(model)
+    if error is None:
+        return
+    if isinstance(error, InputError) or not settings:
+        raise error  # without settings the model itself is broken: its traceback helps
+    zeros = _blamed(model, settings)
+    if zeros:
+        told = " ".join(f"--set={k}=0" for k in zeros)
         raise InputError(
-            f"{told}: {name} cannot be built so ({type(error).__name__}: {what})"
+            f"{told}: {name} cannot be built so; give 1 or more"
         ) from error
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if leaf.size == 0:
-            where = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise InputError(
-                f"{told or name}: {where} would be empty, {leaf.shape}; give sizes from 1"
-            )
+    told = ", ".join(f"--set={k}={v}" for k, v in settings.items())
+    what = " ".join(str(error).split())[:200]
+    raise InputError(
+        f"{told}: {name} cannot be built so ({type(error).__name__}: {what})"
+    ) from error
+
+
+def _fault(model):
+    """Why a model has no parameters, or empty ones: an exception, or None."""
+    try:
+        params = param_shapes(model)
+    except Exception as error:
+        return error
+    if all(leaf.size for leaf in jax.tree.leaves(params)):
+        return None
+    return ValueError("some of its parameters would be empty")
+
+
+def _blamed(model, settings):
+    """The fields set to 0 that are why: with their defaults the model can be built."""
+    own = fields(type(model))
+    zeros = [k for k, v in settings.items() if type(v) is int and v == 0 and k in own]
+    whole = model.clone(**{k: own[k].default for k in zeros})
+    if not zeros or _fault(whole):
+        return []
+    # One alone, or else only all together.
+    return [k for k in zeros if _fault(whole.clone(**{k: 0}))] or zeros
 
 
 def example(model: LikelihoodModel, batch_size: int = 1) -> tuple[Any, Any]:
@@ -326,6 +342,16 @@ def init_params(model: LikelihoodModel, key: jax.Array) -> Any:
     params_key, sample_key, dropout_key = jax.random.split(key, 3)
     rngs = {"params": params_key, "sample": sample_key, "dropout": dropout_key}
     return model.init(rngs, *example(model), method="log_prob")["params"]
+
+
+def param_shapes(model: LikelihoodModel) -> Any:
+    """Shapes and types of the parameters; nothing is computed."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def count_params(model: LikelihoodModel) -> int:
+    """The number of parameters; nothing is computed."""
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
 
 
 def log_prob(

@@ -7,6 +7,7 @@ otherwise.
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from gm import sharding
 from gm.collectives import Moved, count_collectives
-from gm.config import TrainConfig
+from gm.config import RunConfig, TrainConfig
 from gm.errors import InputError
 from gm.flops import count_flops
 from gm.model import LikelihoodModel, example
@@ -74,13 +75,52 @@ def _as_given(data, batch):
     return batch
 
 
+def _state_shapes(model, config, mesh, optimizer):
+    """Shapes of the training state, with their shardings."""
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    return sharding.abstract(mesh, shapes)
+
+
+def _room(mesh):
+    """Bytes of a device, as many as JAX may take; the devices of a CPU share its memory."""
+    device = mesh.local_devices[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total / len(mesh.local_devices)
+
+
+def check_state(
+    model: LikelihoodModel, config: RunConfig, mesh: jax.sharding.Mesh | None = None
+) -> None:
+    """InputError if the training state alone is more than a device's memory.
+
+    XLA on a CPU would wait for the memory for ever.
+
+    Args:
+      model: what is trained.
+      config: of the run; its settings are named.
+      mesh: None: all devices along `data`.
+    """
+    mesh = mesh or sharding.make_mesh()
+    optimizer = make_optimizer(config.train)
+    needed = _bytes_here(_state_shapes(model, config.train, mesh, optimizer))
+    room = _room(mesh)
+    if needed > room:
+        settings = [f"--set={k}={v}" for k, v in config.settings.items()]
+        raise InputError(
+            f"{' '.join(settings) or f'--model={config.model}'}: the parameters, their "
+            f"average and moments take {needed / 1e9:,.0f} GB of a device's "
+            f"{room / 1e9:,.0f} GB; give smaller sizes, or more devices with --mesh=fsdp:N"
+        )
+
+
 def compile_steps(
     model: LikelihoodModel, config: TrainConfig, mesh: jax.sharding.Mesh
 ) -> tuple[Any, Any, Any]:
     """(traced, compiled, shapes of the state) of a dispatch of training steps."""
     optimizer = make_optimizer(config)
-    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
-    state = sharding.abstract(mesh, shapes)
+    state = _state_shapes(model, config, mesh, optimizer)
     args = (model, optimizer, config, _as_given, state, None)
     traced = train_steps.trace(*args, _batches(model, config, mesh), mesh=mesh)
     return traced, traced.lower().compile(), state

@@ -4,14 +4,13 @@ import dataclasses
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from gm.checkpoint import Checkpoints, flatten, unflatten
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
-from gm.model import LikelihoodModel, ending, init_params, load_model
+from gm.model import LikelihoodModel, ending, load_model, param_shapes
 from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec
@@ -84,7 +83,7 @@ def load(
     if not (isinstance(data, dict) and {"shape", "num_values", "cond"} <= data.keys()):
         raise InputError(f"{run.path / 'config.json'}: not that of a run (data)")
     model = rebuild_model(config, data)
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    like = param_shapes(model)
     if run.weights.exists():
         label, params, meta = read_weights(run.weights, like)
         if checkpoint not in ("best", label):
@@ -123,7 +122,7 @@ def initial_params(path: str, model: LikelihoodModel) -> Any:
       InputError: no run there, or one with other parameters than the model's.
     """
     flat = flatten(load(path, flag="init_from").params)
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    like = param_shapes(model)
     return unflatten(like, flat, f"--init_from={path}")
 
 

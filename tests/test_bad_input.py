@@ -49,7 +49,7 @@ def contents(directory):
         ("--dataset=digit", ("--dataset=digit", "did you mean digits?", "files:PATH")),
         ("--set=widht=3", ("--set=widht=3", "did you mean width?", "depth")),
         ("--set=width=abc", ("--set=width=abc", "of type int", "512")),
-        ("--set=width=0", ("--set=width=0", "empty")),
+        ("--set=width=0", ("--set=width=0", "give 1 or more")),
         ("--set=depth=-1", ("--set=depth=-1", "give 0 or more")),
         ("--set=dropout_rate=2", ("--set=dropout_rate=2", "below 1")),
         ("--learning_rte=3", ("learning_rte", "learning_rate")),
@@ -71,6 +71,12 @@ def test_a_bad_flag(flag, parts, tmp_path):
 
 def test_two_tables_at_once():
     one_error(launch("models", "--references", "--quality"), "--references, --quality")
+
+
+def test_a_model_larger_than_the_machine(tmp_path):
+    outcome = train(tmp_path / "run", "--set=width=1000000000", model="nade")
+    one_error(outcome, "--set=width=1000000000", "GB", "give smaller sizes")
+    assert not (tmp_path / "run").exists()
 
 
 def on_path():

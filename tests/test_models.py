@@ -63,13 +63,81 @@ def test_a_model_of_a_paper_says_how_it_differs(model_name):
         ("flowpp", "couplings", (4, 2), "give three numbers"),
         ("vae", "num_latents", 0, "give 1 or more"),
         ("transformer", "num_heads", 0, "give 1 or more"),
+        ("tarflow", "num_heads", 0, "give 1 or more"),
+        ("vqvae", "prior_heads", 0, "give 1 or more"),
+        ("vqvae", "commitment", -1.0, "give 0 or more"),
+        ("vdvae", "depth", 0, "give 1 or more"),
+        ("vdvae", "bottleneck", 0.001, "no unit of width = 64; give 0.016 or more"),
+        ("vdvae", "init_scale", -1.0, "give a number above 0"),
+        ("tarflow", "log_scale_bound", 0.0, "give a number above 0"),
+        ("mixture", "spread", 0.0, "give a number above 0"),
+        ("gtm", "spread", -1.0, "give a number above 0"),
+        ("glow", "num_scales", 0, "give 1 or more"),
+        ("flowpp", "couplings", (0, 2, 0), r"\(4,\) would have no coupling"),
+        ("vdm", "gamma_max", 1000.0, "give -80 to 80"),
+        ("vdm", "gamma_min", -1000.0, "give -80 to 80"),
     ],
 )
 def test_a_field_of_which_no_model_can_be_made(name, field, value, wanted):
-    x = np.zeros((1, 4), np.uint8)
-    data = Dataset("x", (4,), 3, "dim", *[ArraySplit(x)] * 3)
     with pytest.raises(InputError, match=f"^--set={field}=.*: .*{wanted}"):
-        gm_model.build(name, data, {field: value})
+        gm_model.build(name, described((4,)), {field: value})
+
+
+def described(shape):
+    x = np.zeros((1, *shape), np.uint8)
+    return Dataset("x", shape, 3, "dim", *[ArraySplit(x)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        (
+            "transformer",
+            dict(num_heads=3),
+            "--set=width=128 --set=num_heads=3: give a width that is a multiple of "
+            "2 num_heads, 6",
+        ),
+        (
+            "jet",
+            dict(num_heads=7),
+            "--set=width=128 --set=num_heads=7: give a width that is a multiple of "
+            "num_heads, 7",
+        ),
+        (
+            "vqvae",
+            dict(prior_width=30),
+            "--set=prior_width=30 --set=prior_heads=4: give a prior_width that is a "
+            "multiple of 2 prior_heads, 8",
+        ),
+        (
+            "multiscale",
+            dict(base_model="transformer", base_fields="width=30"),
+            "--set=base_model=transformer --set=base_fields=width=30: width=30 "
+            "num_heads=4: give a width that is a multiple of 2 num_heads, 8",
+        ),
+        (
+            "vdm",
+            dict(gamma_min=10.0),
+            "--set=gamma_min=10 --set=gamma_max=5: give gamma_min below gamma_max",
+        ),
+        # Of several zeros those are named that cannot be.
+        (
+            "idf",
+            dict(num_couplings=0, num_mixtures=0),
+            "--set=num_mixtures=0: IntegerDiscreteFlow cannot be built so; give 1 or "
+            "more",
+        ),
+        (
+            "made_ensemble",
+            dict(width=0, mask_seed=0),
+            "--set=width=0: MADEEnsemble cannot be built so; give 1 or more",
+        ),
+    ],
+)
+def test_fields_are_named_with_their_values(name, fields, said):
+    with pytest.raises(InputError) as raised:
+        gm_model.build(name, described((4,)), fields)
+    assert str(raised.value) == said
 
 
 @SLOW

@@ -254,6 +254,24 @@ def test_prefix_of_a_random_order_is_held():
     np.testing.assert_array_equal(x[:, :2], prefix)
 
 
+def test_every_norm_of_a_gpt2_has_the_same_epsilon():
+    model, params = make("transformer", (4,), 3, style="gpt2", **transformer.TINY)
+    assert model.apply(params, method=lambda bound: bound.norm.epsilon) == 1e-5
+
+
+def test_a_step_of_a_mixture_looks_at_the_components_of_one_symbol():
+    model, params = make("mixture", (50,), 3, num_components=4)
+
+    def step(params):
+        given = jnp.zeros((2, 4)), jnp.int32(1), jnp.zeros(2, jnp.int32)
+        return model.apply(params, *given, method="step")
+
+    made_of = [
+        v.aval.size for e in jax.make_jaxpr(step)(params).eqns for v in e.outvars
+    ]
+    assert max(made_of) < 4 * 50
+
+
 def test_transformer_refuses_what_gpt2_lacks():
     model = transformer.Model(shape=(4,), num_values=3, style="gpt2", any_order=True)
     with pytest.raises(InputError, match="it has no any_order"):

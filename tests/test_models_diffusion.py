@@ -160,6 +160,16 @@ def test_numbers_of_times_that_make_no_bound_are_refused(field):
         jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
+def test_a_wide_schedule_starts_at_its_ends():
+    """log(e^width - 1) is the width beyond where e^width is finite."""
+    for width in (1.0, 160.0):
+        params = NoiseSchedule(-80.0, width - 80, 0).init(
+            jax.random.key(0), jnp.ones(())
+        )
+        ends = NoiseSchedule(-80.0, width - 80, 0).apply(params, jnp.arange(2.0))
+        np.testing.assert_allclose(ends, [-80, width - 80], rtol=1e-5)
+
+
 def test_a_schedule_that_falls_is_refused():
     model = VDM(**GIVEN, gamma_min=1.0, gamma_max=0.0)
     with pytest.raises(InputError, match="gamma_max"):

@@ -154,12 +154,13 @@ def test_vdvae_log_weight_is_of_the_z_that_it_is_given():
     ("field", "text", "says"),
     [
         ("encoder_blocks", "8x2,8m4", "'8m4'; give such as"),
-        ("encoder_blocks", "16x2,16d2", "16 does not follow"),
+        ("encoder_blocks", "16x2,16d2", "encoder_blocks=16x2,16d2: 16 does not follow"),
         ("encoder_blocks", "8d3", "cannot be pooled by 3"),
         ("decoder_blocks", "1x1,8m1,8d2", "'8d2'; give such as"),
         ("decoder_blocks", "1x1,8m4", "8, or what is mixed in there"),
         ("decoder_blocks", "2x1,8m2", "is not at hand"),
-        ("decoder_blocks", "1x1", "ends at resolution 1"),
+        ("decoder_blocks", "1x1", "^--set=decoder_blocks=1x1: ends at resolution 1"),
+        ("encoder_blocks", "8", "blocks=8x1 --set=decoder_blocks=1x2,8m1,8x1: 1, or"),
     ],
 )
 def test_vdvae_refuses_blocks_that_do_not_fit(field, text, says):

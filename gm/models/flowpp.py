@@ -26,16 +26,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gm.errors import InputError
+from gm.errors import InputError, check_positive
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import SelfAttention
+from gm.nn.attention import SelfAttention, check_heads
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.convolution import Conv, num_halvings
 from gm.nn.coupling import mask
 from gm.nn.dequantization import VariationalDequantizer
 from gm.nn.invertible import ActNorm, InvertibleConv
-from gm.nn.patches import check_heads
 
 _STEPS = 40  # of the bisection, beyond what float32 can tell apart
 
@@ -200,18 +199,20 @@ class FlowPP(MultiScaleFlow):
     def setup(self) -> None:
         """Couplings in the order of the forward pass."""
         check_heads(self.width, self.num_heads)
-        if self.num_mixtures < 1:
-            raise InputError(f"--set=num_mixtures={self.num_mixtures}: give 1 or more")
+        check_positive(self, "num_mixtures")
+        said = f"--set=couplings={','.join(map(str, self.couplings))}"
         if len(self.couplings) != 3:
-            raise InputError(
-                f"--set=couplings={','.join(map(str, self.couplings))}: give three numbers"
-                ", such as 4,2,3"
-            )
+            raise InputError(f"{said}: give three numbers, such as 4,2,3")
         halve = len(self.shape) == 3 and num_halvings(self.shape, smallest=2) > 0
         first, channel, last = self.couplings
         # Without a squeeze all are at one scale.
         kinds = ["checkerboard"] * first + ["squeeze"] * halve
         kinds += ["channel"] * (channel * halve) + ["checkerboard"] * last
+        if not {"checkerboard", "channel"} & set(kinds):
+            raise InputError(
+                f"{said}: an example of shape {self.shape} would have no coupling; "
+                "give such as 4,2,3"
+            )
         args = self.width, self.depth, self.num_heads, self.dropout_rate, self.dtype
         self.kinds = tuple(kinds)
         self.layers = [

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm.errors import InputError
+from gm.errors import InputError, check_positive
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
@@ -177,6 +177,7 @@ class Glow(MultiScaleFlow):
 
     def setup(self) -> None:
         """The steps of each scale, and the prior of what it factors out."""
+        check_positive(self, "num_scales")
         image = len(self.shape) == 3
         halvings = num_halvings(self.shape, smallest=1) if image else 0
         self.scales = max(min(halvings, self.num_scales), 1)

@@ -70,7 +70,11 @@ class GTM(Mixture):
     ) -> tuple[Any, jax.Array]:
         """The posterior is updated by the previous symbol; the components stay."""
         log_posterior, table = cache
-        log_posterior, params = self._advance(log_posterior, table, index, previous)
+
+        def params_at(d):
+            return table[:, :, d]
+
+        log_posterior, params = self._advance(log_posterior, params_at, index, previous)
         return (log_posterior, table), params
 
 

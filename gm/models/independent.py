@@ -3,6 +3,9 @@
 The floor that every other model must beat: fitted to the end, its bits are the sum of the
 symbols' marginal entropies. A table over the values up to 32 values, else a mixture of
 discretized logistics (Salimans et al. 2017), for each symbol.
+
+Deviations from the paper: its logistics are what a network says of a pixel, and share an
+indicator among the channels; here they are parameters, each symbol's own.
 """
 
 from typing import Any

@@ -25,10 +25,10 @@ import numpy as np
 
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, run_blocks
+from gm.nn.attention import Block, check_heads, run_blocks
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.coupling import mask
-from gm.nn.patches import check_heads, num_squeezes, patch_channels
+from gm.nn.patches import num_squeezes, patch_channels
 
 
 class Coupling(nn.Module):

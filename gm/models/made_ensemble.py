@@ -6,7 +6,8 @@ has no conditionals of reasonable cost (those in an order other than its own are
 hand for p_r), so it is not an autoregressive model, unlike MADE.
 
 Training draws one r per step, as the paper does: E_r[log p_r(x)] <= log P(x), so
-log_prob(train=True) is a bound, while evaluation is exact at R times the cost.
+log_prob(train=True) is a bound in expectation over r (that of one r may lie above), while
+evaluation is exact at R times the cost.
 
 Deviations from the paper: SiLU for ReLU; symbols of up to 32 values are given one-hot;
 r is drawn, not cycled; connectivity weights are left out.

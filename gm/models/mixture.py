@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from gm.autoregressive import AutoregressiveModel
+from gm.errors import check_positive
 from gm.likelihood import categorical_log_prob
 from gm.nn.conditioning import CondShift
 
@@ -36,6 +37,8 @@ class Mixture(AutoregressiveModel):
 
     def setup(self) -> None:
         """The components' parameters and weights."""
+        # Components that start equal would stay equal.
+        check_positive(self, "spread")
         shape, count = (self.num_dims, self.num_params), self.num_components
         # What all components have in common is learnt by all at once. Without `shared`,
         # the few that come to fit the marginals first take all the examples.
@@ -112,15 +115,18 @@ class Mixture(AutoregressiveModel):
         self, cache: Any, index: jax.Array, previous: jax.Array
     ) -> tuple[Any, jax.Array]:
         """The posterior is updated by the previous symbol: O(M K) a symbol."""
-        return self._advance(cache, self.components(), index, previous)
 
-    def _advance(self, log_posterior, table, index, previous):
-        """`step` of a posterior [B, M] and the components [B or 1, M, D, P]."""
-        last = table[:, :, jnp.maximum(index - 1, 0)]  # [B or 1, M, P]
-        evidence = self._log_component(last, previous)
+        def params_at(d):  # of one symbol: `components` would add those of all
+            return (self.shared[d] + self.own[:, d])[None]
+
+        return self._advance(cache, params_at, index, previous)
+
+    def _advance(self, log_posterior, params_at, index, previous):
+        """`step` of a posterior [B, M] and the components at d, [B or 1, M, P]."""
+        evidence = self._log_component(params_at(jnp.maximum(index - 1, 0)), previous)
         log_posterior += jnp.where(index > 0, evidence, 0)
         log_posterior = jax.nn.log_softmax(log_posterior)
-        return log_posterior, self._predict(log_posterior, table[:, :, index])
+        return log_posterior, self._predict(log_posterior, params_at(index))
 
 
 Model = Mixture

@@ -22,6 +22,7 @@ network sees a window of a fixed size; values of the nearest pixels are componen
 mixture.
 """
 
+import contextlib
 import functools
 from typing import Any
 
@@ -30,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from gm.autoregressive import SymbolModel
-from gm.errors import InputError
+from gm.errors import InputError, check_positive
 from gm.model import LikelihoodModel, load_model, parse_settings
 from gm.nn import pyramid
 from gm.nn.conditioning import CondEmbedding, grid_of
@@ -83,25 +84,37 @@ class Multiscale(SymbolModel):
         Raises:
           InputError: fields that cannot be meant.
         """
-        for name in ("base_size", "tile"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--set={name}={getattr(self, name)}: give 1 or more")
+        check_positive(self, "base_size", "tile")
         said = f"--set=base_model={self.base_model}"
         try:
             cls = load_model(self.base_model).Model
-            pairs = (pair.partition("=") for pair in self.base_fields.split(","))
-            texts = {name: value for name, _, value in pairs if name}
-            fields = parse_settings(cls, texts)
         except InputError as error:
             raise InputError(f"{said}: {error}") from None
         if issubclass(cls, Multiscale):
             raise InputError(
                 f"{said}: it would need a base again; give another, such as pixelcnn"
             )
+        with self._naming_the_base():
+            pairs = (pair.partition("=") for pair in self.base_fields.split(","))
+            texts = {name: value for name, _, value in pairs if name}
+            fields = parse_settings(cls, texts)
         height, width = self.sizes[-1]
         shape = (width,) if len(self.shape) == 1 else (height, width, self.shape[2])
         fields |= dict(cond=self.cond, precision=self.precision, parent=None)
         return cls(shape=shape, num_values=self.num_values, **fields)
+
+    @nn.nowrap
+    @contextlib.contextmanager
+    def _naming_the_base(self):
+        """Says of which model a field is that cannot be so: ours may have the same name."""
+        try:
+            yield
+        except InputError as error:
+            told = str(error).replace("--set=", "")
+            said = f"--set=base_model={self.base_model}"
+            if self.base_fields:
+                said += f" --set=base_fields={self.base_fields}"
+            raise InputError(f"{said}: {told}") from None
 
     @nn.nowrap
     def make_refinement(self) -> Refinement:
@@ -155,7 +168,8 @@ class Multiscale(SymbolModel):
         for _ in range(self.num_levels):
             levels.append(levels[-1][:, ::2, ::2])
         coarsest = levels.pop().reshape(len(x), *self.base.shape)
-        terms = {"base": self.base.log_prob(coarsest, cond, train=train)[0]}
+        with self._naming_the_base():  # it is set up here
+            terms = {"base": self.base.log_prob(coarsest, cond, train=train)[0]}
         if levels:
             terms |= self._refined(levels, self.embed(cond), train)
         return functools.reduce(jnp.add, terms.values()), terms

@@ -33,13 +33,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gm.errors import InputError
+from gm.errors import InputError, check_positive
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, run_blocks
+from gm.nn.attention import Block, check_heads, run_blocks
 from gm.nn.conditioning import CondEmbedding, guide, with_none
 from gm.nn.invertible import ActNorm, Repeated, check_inversion, fixed_point
-from gm.nn.patches import check_heads, num_squeezes, patch_channels
+from gm.nn.patches import num_squeezes, patch_channels
 
 
 class Guided(NamedTuple):
@@ -191,6 +191,7 @@ class TarFlow(MultiScaleFlow):
         """The blocks, as a loop."""
         check_heads(self.width, self.num_heads)
         check_inversion(self.inversion)
+        check_positive(self, "log_scale_bound")
         channels = patch_channels(self.shape, self.patch_size)
         if self.num_dims == channels:
             raise InputError(

@@ -19,7 +19,8 @@ parameters give one exact order.
 
 Deviations from the papers: of any-order models, the network sees the known symbols in the
 order in which they became known, so that all D terms come from one pass; theirs sees a set
-and scores one term.
+and scores one term; with style="gpt2", the GELU is exact (as nanoGPT's is), not GPT-2's
+approximation by a tanh.
 """
 
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ import numpy as np
 from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, coordinates, run_blocks
+from gm.nn.attention import Block, check_heads, coordinates, run_blocks
 from gm.nn.conditioning import CondEmbedding, grid_of, per_symbol, with_none
 from gm.spec import Estimate
 
@@ -79,15 +80,7 @@ class Transformer(AutoregressiveModel):
             raise InputError(
                 f"--set=style=gpt2: it has no {field}; leave one of the two out"
             )
-        multiple = self.num_heads if plain else 2 * self.num_heads
-        if self.width % multiple:
-            why = (
-                "heads" if plain else "pairs in each head, which rotary positions turn"
-            )
-            raise InputError(
-                f"--set=width={self.width}: give a multiple of {multiple}, for "
-                f"{self.num_heads} {why}"
-            )
+        check_heads(self.width, self.num_heads, rotary=not plain)
 
     def setup(self) -> None:
         """Embeddings, blocks, head."""
@@ -98,7 +91,7 @@ class Transformer(AutoregressiveModel):
         if plain:
             self.start = jnp.zeros(self.width)
             self.positions = self.param("positions", small, (self.num_dims, self.width))
-            self.norm: nn.Module = nn.LayerNorm(use_bias=False, dtype=self.dtype)
+            self.norm: nn.Module = nn.LayerNorm(1e-5, use_bias=False, dtype=self.dtype)
         else:
             self.start = self.param("start", small, (self.width,))
             self.axes = self._axes("axis", small)

@@ -21,6 +21,7 @@ from gm.latent import LatentModel, PixelDecoder
 from gm.likelihood import scale
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.convolution import Conv, depth_to_space, num_halvings, space_to_depth
+from gm.nn.symbols import MAX_ONE_HOT
 
 
 class ResidualBlock(nn.Module):
@@ -50,7 +51,7 @@ class VAE(PixelDecoder, LatentModel):
     depth: int = 1  # residual blocks per resolution, in encoder and decoder each
     num_latents: int = 32
     dense: bool = False  # no convolutions of images either, as in the papers
-    one_hot: bool = True  # inputs of up to 32 values; else one number in [-1, 1]
+    one_hot: bool = True  # inputs of 2 to 32 values; else one number in [-1, 1]
     dropout_rate: float = 0.0
 
     @property
@@ -98,7 +99,9 @@ class VAE(PixelDecoder, LatentModel):
     ) -> tuple[jax.Array, jax.Array]:
         """X [B, *shape] -> (mean, log_std) of q(z|x), each [B, num_latents]."""
         c = self.embed(cond)
-        if self.one_hot and self.num_values <= 32:
+        # Not `symbol_features`, to which two values are one number: the parameters of
+        # runs on binary images have this shape.
+        if self.one_hot and self.num_values <= MAX_ONE_HOT:
             h = jax.nn.one_hot(x, self.num_values, dtype=self.dtype)
             h = h.reshape(*x.shape[:-1], -1)
         else:

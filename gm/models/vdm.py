@@ -138,6 +138,7 @@ class NoisePredictor(nn.Module):
 
 
 _LEAST = dict(num_timesteps=0, num_eval_times=1, num_sample_steps=1)
+_MAX_GAMMA = 80  # beyond, sigma or alpha leaves float32 and the gradient is NaN
 
 
 class VDM(LikelihoodModel):
@@ -166,11 +167,17 @@ class VDM(LikelihoodModel):
                 raise InputError(
                     f"--set={name}={getattr(self, name)}: give {least} or more"
                 )
+        for name in ("gamma_min", "gamma_max"):
+            gamma = getattr(self, name)
+            if gamma is not None and abs(gamma) > _MAX_GAMMA:
+                raise InputError(
+                    f"--set={name}={gamma:g}: give -{_MAX_GAMMA} to {_MAX_GAMMA}"
+                )
         if self.gamma_low >= self.gamma_max:
-            raise InputError(
-                f"--set=gamma_max={self.gamma_max}: give more than gamma_min, "
-                f"{self.gamma_low:.3g} here"
+            told = (
+                f"--set=gamma_min={self.gamma_low:g} --set=gamma_max={self.gamma_max:g}"
             )
+            raise InputError(f"{told}: give gamma_min below gamma_max")
         self.embed = CondEmbedding(self.cond, self.width, self.dtype)
         ends = (self.gamma_low, self.gamma_max)
         self.schedule = NoiseSchedule(*ends, self.schedule_units)

@@ -28,6 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gm.errors import InputError, check_positive
 from gm.latent import PixelDecoder
 from gm.likelihood import normal_log_prob, sum_dims
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
@@ -172,6 +173,14 @@ class VDVAE(PixelDecoder):
 
     def setup(self) -> None:
         """Blocks by run: a list of them, or one whose parameters are stacked."""
+        check_positive(self, "width", "depth", "init_scale")
+        middle = int(self.width * self.bottleneck)
+        if middle < 1:
+            least = math.ceil(1000 / self.width) / 1000
+            raise InputError(
+                f"--set=bottleneck={self.bottleneck}: leaves no unit of width = "
+                f"{self.width}; give {least} or more"
+            )
         down, up = self.runs
         shared = dict(dropout_rate=self.dropout_rate, dtype=self.dtype)
         first = _uniform(self.init_scale)
@@ -182,7 +191,7 @@ class VDVAE(PixelDecoder):
         def block(run):
             return functools.partial(
                 Bottleneck,
-                middle=int(self.width * self.bottleneck),
+                middle=middle,
                 kernel_size=3 if run.resolution > 2 else 1,
                 init_scale=self.init_scale,
                 **shared,

@@ -29,6 +29,7 @@ from gm.autoregressive import SymbolModel
 from gm.errors import InputError
 from gm.likelihood import sum_dims
 from gm.models.transformer import Transformer
+from gm.nn.attention import check_heads
 from gm.nn.conditioning import CondEmbedding
 from gm.nn.convolution import Conv, depth_to_space, num_halvings, space_to_depth
 from gm.nn.symbols import symbol_features
@@ -124,7 +125,7 @@ class VQVAE(SymbolModel):
     prior_depth: int = 2
     prior_heads: int = 4
     dropout_rate: float = 0.0
-    one_hot: bool = True  # inputs of up to 32 values; else one number in [-1, 1]
+    one_hot: bool = True  # inputs of 3 to 32 values; else one number in [-1, 1]
     num_mixtures: int | None = None  # None: a table up to 32 values, else 10 logistics
     estimate = Estimate.ELBO
     family = "latent-variable"
@@ -153,6 +154,11 @@ class VQVAE(SymbolModel):
             raise InputError(
                 f"--set=codebook_size={self.codebook_size}: give 2 or more"
             )
+        if self.commitment < 0:
+            raise InputError(f"--set=commitment={self.commitment}: give 0 or more")
+        # The prior itself would name them as its own fields.
+        names = ("prior_width", "prior_heads")
+        check_heads(self.prior_width, self.prior_heads, rotary=True, names=names)
         same: dict[str, Any] = dict(
             width=self.width,
             halvings=self.halvings,

@@ -10,10 +10,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gm.errors import InputError
 from gm.nn.resolutions import SCANNED
 
 SPAN = 256  # queries that see the keys together, where cuDNN does not do it
 MAX_SPANS = 8  # each is compiled by itself: longer sequences have longer spans
+
+
+def check_heads(
+    width: int,
+    num_heads: int,
+    *,
+    rotary: bool = False,
+    names: tuple[str, str] = ("width", "num_heads"),
+) -> None:
+    """InputError if the heads of an attention do not share its width.
+
+    Args:
+      width: of the attention.
+      num_heads: that share it evenly.
+      rotary: whether positions rotate pairs of a head's entries.
+      names: that the two have as fields of the model.
+    """
+    of, by = names
+    for name, value in ((by, num_heads), (of, width)):
+        if value < 1:
+            raise InputError(f"--set={name}={value}: give 1 or more")
+    multiple = (2 if rotary else 1) * num_heads
+    if width % multiple:
+        raise InputError(
+            f"--set={of}={width} --set={by}={num_heads}: give a {of} that is a multiple "
+            f"of {'2 ' * rotary}{by}, {multiple}"
+        )
 
 
 def coordinates(shape: tuple[int, ...]) -> np.ndarray:

@@ -38,7 +38,8 @@ class NoiseSchedule(nn.Module):
         constant = nn.initializers.constant
         start = self.param("start", constant(self.low), ())
         # softplus keeps the ends in order, and is the identity for all but small ones.
-        raw = math.log(math.expm1(self.high - self.low))
+        width = self.high - self.low
+        raw = width + math.log(-math.expm1(-width))  # log(e^width - 1)
         span = nn.softplus(self.param("span", constant(raw), ()))
         if not self.units:
             return start + span * t

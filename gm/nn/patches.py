@@ -25,11 +25,3 @@ def num_squeezes(shape: tuple[int, ...], patch_size: int) -> int:
 def patch_channels(shape: tuple[int, ...], patch_size: int) -> int:
     """The number of entries of a patch."""
     return patch_size**2 * shape[2] if len(shape) == 3 else 1
-
-
-def check_heads(width: int, num_heads: int) -> None:
-    """InputError if the heads of an attention do not share its width."""
-    if num_heads < 1 or width % num_heads:
-        raise InputError(
-            f"--set=width={width}: give a multiple of num_heads = {num_heads}"
-        )

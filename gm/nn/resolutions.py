@@ -67,6 +67,17 @@ def parse_runs(field: str, text: str) -> list[Run]:
     return runs
 
 
+def runs_text(runs: list[Run]) -> str:
+    """The inverse of `parse_runs`."""
+
+    def of(run):
+        mark, number = ("d", run.pool) if run.pool > 1 else ("x", run.count)
+        mark, number = ("m", run.mix) if run.mix else (mark, number)
+        return f"{run.resolution}{mark}{number}"
+
+    return ",".join(map(of, runs))
+
+
 Grid = Callable[[int], tuple[int, int]]  # resolution -> (H, W)
 
 
@@ -104,33 +115,35 @@ def check_runs(
       grid: resolution -> (H, W).
       height: of the image.
     """
+    fit = default_blocks(height, 1, grid)
+    told_down = f"--set=encoder_blocks={runs_text(down)}"
     side, found = height, {height}
     for run in down:
         low = side // run.pool
         divides = side % run.pool == 0 and _divides(grid, side, max(low, 1))
         if run.resolution != side or not divides:
             raise InputError(
-                f"encoder_blocks: {run.resolution} does not follow, or cannot be pooled "
-                f"by {run.pool}, where the resolution is {side} (an image of height "
-                f"{height}); give --set=encoder_blocks={default_blocks(height, 1, grid)[0]}"
+                f"{told_down}: {run.resolution} does not follow, or cannot be pooled by "
+                f"{run.pool}, where the resolution is {side} (an image of height "
+                f"{height}); give such as {fit[0]}"
             )
         side = low
         found.add(side)
+    told_up = f"--set=decoder_blocks={runs_text(up)}"
     seen: set[int] = set()
     for run in up:
         fits = run.mix is None or (run.mix in seen and run.resolution % run.mix == 0)
         if run.resolution not in found or not fits:
             raise InputError(
-                f"decoder_blocks: {run.resolution}, or what is mixed in there, is not at "
-                f"hand (the encoder has {sorted(found)}); give such as "
-                f"--set=decoder_blocks={default_blocks(height, 1, grid)[1]}"
+                f"{told_down} {told_up}: {run.resolution}, or what is mixed in there, "
+                f"is not at hand (the encoder has {sorted(found)}); give such as {fit[0]} "
+                f"and {fit[1]}"
             )
         seen.add(run.resolution)
     if up[-1].resolution != height:
         raise InputError(
-            f"decoder_blocks: ends at resolution {up[-1].resolution}, the image's is "
-            f"{height}; give such as "
-            f"--set=decoder_blocks={default_blocks(height, 1, grid)[1]}"
+            f"{told_up}: ends at resolution {up[-1].resolution}, the image's is {height}; "
+            f"give such as {fit[1]}"
         )
 
 
