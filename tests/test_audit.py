@@ -128,9 +128,13 @@ def test_what_cannot_be_examined_says_so():
 @pytest.mark.parametrize(
     ("model", "settings", "told"),
     [
-        ("made", {"width": "0"}, "--set=width=0: .*empty"),
+        ("made", {"width": "0"}, "--set=width=0: .*give 1 or more"),
         ("vae", {"width": "0"}, "--set=width=0: .*give 1 or more"),
-        ("transformer", {"num_heads": "3"}, "--set=width=16: .*multiple"),
+        (
+            "transformer",
+            {"num_heads": "3"},
+            "--set=width=16 --set=num_heads=3: .*multiple",
+        ),
     ],
 )
 def test_fields_of_which_no_model_can_be_made_are_a_mistake(model, settings, told):

@@ -41,25 +41,29 @@ def contents(directory):
 # Flags. Each fails before anything is compiled, and leaves no run directory.
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("flag", "parts"),
     [
         ("--model=mde", ("--model=mde", "did you mean made?", "realnvp")),
-        ("--model=no.such", ("--model=no.such", "import path")),
+        slow("--model=no.such", ("--model=no.such", "import path")),
         ("--dataset=digit", ("--dataset=digit", "did you mean digits?", "files:PATH")),
         ("--set=widht=3", ("--set=widht=3", "did you mean width?", "depth")),
-        ("--set=width=abc", ("--set=width=abc", "of type int", "512")),
+        slow("--set=width=abc", ("--set=width=abc", "of type int", "512")),
         ("--set=width=0", ("--set=width=0", "give 1 or more")),
-        ("--set=depth=-1", ("--set=depth=-1", "give 0 or more")),
-        ("--set=dropout_rate=2", ("--set=dropout_rate=2", "below 1")),
+        slow("--set=depth=-1", ("--set=depth=-1", "give 0 or more")),
+        slow("--set=dropout_rate=2", ("--set=dropout_rate=2", "below 1")),
         ("--learning_rte=3", ("learning_rte", "learning_rate")),
-        ("--learning_rate=fast", ("--learning_rate=fast", "float")),
+        slow("--learning_rate=fast", ("--learning_rate=fast", "float")),
         ("--learning_rate=nan", ("--learning_rate=nan", "finite number above 0")),
-        ("--learning_rate=1e400", ("--learning_rate=inf", "finite number above 0")),
-        ("--precision=half", ("--precision=half", "float32|bfloat16")),
-        ("--schedule=linear", ("--schedule=linear", "cosine or constant")),
-        ("--evaluate=tset", ("--evaluate=tset", "train|valid|test")),
-        ("--resolution=0", ("--resolution=0", "from 1")),
+        slow("--learning_rate=1e400", ("--learning_rate=inf", "finite number above 0")),
+        slow("--precision=half", ("--precision=half", "float32|bfloat16")),
+        slow("--schedule=linear", ("--schedule=linear", "cosine or constant")),
+        slow("--evaluate=tset", ("--evaluate=tset", "train|valid|test")),
+        slow("--resolution=0", ("--resolution=0", "from 1")),
         ("--batch_size=5000", ("--batch_size=5000", "digits has only 1200")),
         ("extra", ("unexpected argument extra", "--name=value")),
     ],

@@ -87,7 +87,9 @@ def test_settings_are_8192_different_ones():
     assert (cylinders[:, 1] == cylinders[:, 3]).all()
 
 
-@pytest.mark.parametrize("resolution", [8, 16, 32])
+@pytest.mark.parametrize(
+    "resolution", [8, 16, pytest.param(32, marks=pytest.mark.slow)]
+)
 def test_no_two_settings_look_the_same(resolution):
     assert len({x.tobytes() for x in all_renders(resolution)}) == 8192
 

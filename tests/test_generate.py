@@ -81,7 +81,15 @@ def test_no_symbol_is_drawn_outside_the_nucleus():
 # Guidance.
 
 
-@pytest.mark.parametrize("name", ["made", "transformer", "pixelcnn", "tarflow", "vdm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "made",
+        "tarflow",
+        "vdm",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("transformer", "pixelcnn")),
+    ],
+)
 def test_guidance_of_no_weight_is_plain_sampling_and_of_some_is_not(name):
     settings = dict(any_order=True) if name == "transformer" else {}
     model, params = make(name, OPTIONAL, **settings)

@@ -173,6 +173,7 @@ def test_sample_writes_a_picture(sweep, tmp_path):
         assert min(image.size) > 200
 
 
+@pytest.mark.slow
 def test_conditional_text_run_samples_lines(tmp_path):
     flags = ["--model=made", "--dataset=sayings", "--set=width=8", *SMALL]
     run("-m", "experiments.train", *flags, f"--workdir={tmp_path / 'a'}")
@@ -221,6 +222,7 @@ Model = Wrong
 """
 
 
+@pytest.mark.slow
 def test_audit_fails_a_wrong_model_outside_the_repository(tmp_path):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (tmp_path / "my_right.py").write_text(code)

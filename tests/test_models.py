@@ -29,8 +29,8 @@ from gm.model import load_model, log_prob
 
 SLOW = pytest.mark.slow
 SPECS = (
-    "colour",
-    *(pytest.param(s, marks=SLOW) for s in ("vector", "image", "binary")),
+    "sequence",
+    *(pytest.param(s, marks=SLOW) for s in ("colour", "vector", "image", "binary")),
 )
 
 

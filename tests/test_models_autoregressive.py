@@ -84,7 +84,9 @@ def test_nade_of_any_number_of_symbols_has_all_conditionals():
         assert abs(total.sum() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("num_values", [2, 3, 40])
+@pytest.mark.parametrize(
+    "num_values", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 40))]
+)
 @pytest.mark.parametrize("name", ["mixture", "gtm"])
 def test_mixture_is_the_product_of_its_conditionals(name, num_values):
     """The posterior over components, one symbol at a time, gives the same log P(x)."""

@@ -232,7 +232,10 @@ def test_lid_flags_the_unlikely_and_the_thin():
 # Fitting.
 
 
-@pytest.mark.parametrize("name", ["made", "vae", "nice"])
+@pytest.mark.parametrize(
+    "name",
+    ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("made", "nice"))],
+)
 def test_no_outlier_is_seen_in_fitting(name):
     models, fit, inliers = Models(fitted(name)), draw(30, 1), draw(25, 2)
     both = [

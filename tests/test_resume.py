@@ -154,7 +154,11 @@ def whole(tmp_path_factory):
 
 @pytest.mark.case(4)
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 83), (signal.SIGINT, 130)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 83),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_asked_to_stop(number, status, whole, tmp_path, record_property):
     run = tmp_path / "run"

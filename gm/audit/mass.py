@@ -196,7 +196,7 @@ def sampler(subject: Subject) -> Iterator[Measured]:
     if subject.estimate is Estimate.ELBO:  # no probabilities: see `bounds`
         return
     figures = list(_followed(subject, enumerated(subject)))
-    if subject.estimate is Estimate.WEIGHT and not all(m.passed for m in figures):
+    if subject.estimate is Estimate.WEIGHT and 1 < max(m.severity for m in figures) < 3:
         # As in `normalisation`: of heavy tails a few draws know little.
         figures = list(_followed(subject, enumerated(subject, again=True)))
     yield from figures

@@ -26,7 +26,7 @@ from gm.model import LikelihoodModel
 from gm.spec import CondSpec, Estimate
 
 MAX_STATES = 20_000  # of a space that is enumerated
-MANY = 4096  # examples, above which running takes longer than compiling
+MANY = 64  # examples, above which running takes longer than compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,9 @@ def jitted_log_prob(
     model: LikelihoodModel, params: Any, x: jax.Array, cond: Any, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`gm.model.log_prob`, compiled once for a model and a shape."""
-    log_prob = _jitted(gm_model.log_prob, "model", quick=len(x) <= MANY)
+    # What is exact is asked once for many examples, what is drawn again and again.
+    quick = model.estimate is Estimate.EXACT or len(x) <= MANY
+    log_prob = _jitted(gm_model.log_prob, "model", quick=quick)
     found: tuple[jax.Array, dict[str, jax.Array]] = log_prob(
         model, params, x, cond, key
     )
