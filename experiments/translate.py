@@ -277,13 +277,21 @@ def _unpaired(found: Any, dataset: Any) -> None:
     partners = split.partners() if hasattr(split, "partners") else None
     moved, cycle = unpaired.translate(model, found.params, x, domain, seed=FLAGS.seed)
     nats, draws, of = _nats(found, dataset, x, domain)
+    worst = cycle.max((1, 2, 3))
+    held = np.isfinite(worst)
+    if not held.any():
+        raise InputError(
+            f"--workdir={FLAGS.workdir}: the flow's inverse overflows for every image; "
+            "train it for longer"
+        )
     row: dict[str, Any] = {
         "split": FLAGS.split,
         "seed": FLAGS.seed,
         "cycle_error": {
-            "max": float(cycle.max()),
-            "mean": float(cycle.mean()),
-            "images_above_1e-3": float((cycle.max((1, 2, 3)) > 1e-3).mean()),
+            "max": float(worst[held].max()),
+            "mean": float(cycle[held].mean()),
+            "images_above_1e-3": float((worst > 1e-3).mean()),
+            "images_that_overflow": int((~held).sum()),
         },
         "bits": {
             "estimate": model.estimate.value,
@@ -316,6 +324,11 @@ def _print_unpaired(row: dict[str, Any]) -> None:
         f"most (y in [-1, 1)); {100 * c['images_above_1e-3']:.1f} % of images have a "
         "pixel off by more than 0.001"
     )
+    if c["images_that_overflow"]:
+        print(
+            f"  {c['images_that_overflow']} images are too unlikely in the other domain "
+            "for its inverse, which overflows: they are black, and not in these figures"
+        )
     for name, d in row["domains"].items():
         error = d["standard_error_bits_per_dim"]
         print(

@@ -72,7 +72,9 @@ def translate(
 
     Returns:
       (integers [N, *shape] of the other domain; the cycle's error |y'' - y| [N, *shape],
-      in units of y in [-1, 1), before anything is rounded to an integer).
+      in units of y in [-1, 1), before anything is rounded to an integer). Where z is so
+      unlikely in the other domain that the inverse overflows, the image is black and the
+      error infinite.
     """
     key, found, cycle = jax.random.key(seed), [], []
     for start in range(0, len(x), batch_size):
@@ -81,8 +83,12 @@ def translate(
         y, _ = dequantize(noise, jnp.asarray(x[part], jnp.int32), model.num_values)
         there, again = _translate(model, params, y, domain[part])
         kept = min(batch_size, len(x) - start)
+        axes = tuple(range(1, there.ndim))
+        finite = jnp.isfinite(there).all(axes, keepdims=True)
+        there = jnp.where(finite, there, -1)
         found.append(np.asarray(quantize(there, model.num_values))[:kept])
-        cycle.append(np.abs(np.asarray(again - y))[:kept])
+        off = jnp.where(jnp.isfinite(again), jnp.abs(again - y), jnp.inf)
+        cycle.append(np.asarray(jnp.where(finite, off, jnp.inf))[:kept])
     return np.concatenate(found), np.concatenate(cycle)
 
 

@@ -346,6 +346,21 @@ def test_a_flow_translates_and_comes_back():
     assert cycle.max() < 1e-3
 
 
+def test_an_image_for_which_the_inverse_overflows_is_black_and_told(monkeypatch):
+    def overflowing(model, params, y, domain):
+        return y.at[1, 0, 0].set(jnp.nan), y.at[2, 3, 3].set(jnp.nan)
+
+    monkeypatch.setattr(unpaired, "_translate", overflowing)
+    model = load_model("nice").Model(GREY, 17)
+    x = np.full((3, *GREY), 5)
+    moved, cycle = unpaired.translate(model, None, x, np.zeros(3), batch_size=3)
+    np.testing.assert_array_equal(moved[[0, 2]], x[[0, 2]])
+    assert (moved[1] == 0).all()
+    assert np.isinf(cycle[1]).all()
+    assert np.isinf(cycle[2]).sum() == 1
+    assert (cycle[0] == 0).all()
+
+
 def test_translations_are_judged_by_their_partners():
     x = images(GREY, 17, 30).astype(int)
     others = images(GREY, 17, 50, seed=1).astype(int)
