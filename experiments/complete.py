@@ -131,20 +131,15 @@ def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
     from gm.data import puzzles
     from gm.writer import image_grid
 
-    tiles = np.concatenate([x[:, None], drawn, x[:, None]], axis=1).astype(np.int64)
-    if tiles.ndim == 3:
-        hidden = np.zeros(tiles.shape, bool)
-        hidden[:, 0] = missing
-        columns, tiles = tiles.shape[1], tiles.reshape(-1, tiles.shape[2])
-        return image_grid(
-            puzzles.nets(tiles, hidden.reshape(tiles.shape)), 256, columns
-        )
-    tiles = tiles * 255 // (num_values - 1)
-    if tiles.shape[-1] == 1:
-        tiles = tiles.repeat(3, axis=-1)
-    hidden = np.broadcast_to(missing, tiles.shape[2:])
-    tiles[:, 0] = np.where(hidden, (70, 110, 170), tiles[:, 0])
-    return image_grid(tiles.reshape(-1, *tiles.shape[2:]), 256, tiles.shape[1])
+    tiles = np.concatenate([x[:, None], drawn, x[:, None]], axis=1)
+    hidden = np.zeros(tiles.shape, bool)
+    hidden[:, 0] = missing
+    columns = tiles.shape[1]
+    tiles, hidden = (a.reshape(-1, *x.shape[1:]) for a in (tiles, hidden))
+    if x.ndim == 2:
+        return image_grid(puzzles.nets(tiles, hidden), 256, columns)
+    levels = tiles.astype(np.int64) * 255 // (num_values - 1)
+    return image_grid(np.where(hidden, (70, 110, 170), levels), 256, columns)
 
 
 def _lines(x: Any, drawn: Any, missing: Any, symbols: str | None) -> list[str]:

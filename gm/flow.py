@@ -123,9 +123,7 @@ class FlowModel(LikelihoodModel):
         return self.sample_joint(num_samples, cond, temperature=temperature)[0]
 
 
-_MARGIN = (
-    1e-6  # quantiles at either end that the data do not reach: there h is infinite
-)
+_MARGIN = 1e-6  # of the quantiles, at either end: beyond it h would be infinite
 _LOG_SLOPE = math.log((1 - 2 * _MARGIN) / 2)
 
 

@@ -84,11 +84,11 @@ def translate(
         there, again = _translate(model, params, y, domain[part])
         kept = min(batch_size, len(x) - start)
         axes = tuple(range(1, there.ndim))
-        finite = jnp.isfinite(there).all(axes, keepdims=True)
-        there = jnp.where(finite, there, -1)
-        found.append(np.asarray(quantize(there, model.num_values))[:kept])
-        off = jnp.where(jnp.isfinite(again), jnp.abs(again - y), jnp.inf)
-        cycle.append(np.asarray(jnp.where(finite, off, jnp.inf))[:kept])
+        held = jnp.isfinite(there).all(axes, keepdims=True)
+        moved = quantize(jnp.where(held, there, -1), model.num_values)
+        off = jnp.where(held & jnp.isfinite(again), jnp.abs(again - y), jnp.inf)
+        found.append(np.asarray(moved)[:kept])
+        cycle.append(np.asarray(off)[:kept])
     return np.concatenate(found), np.concatenate(cycle)
 
 

@@ -67,7 +67,8 @@ _CACHED = ("conditionals", "init_cache", "step")
 _FLOW = ("forward", "inverse")
 _TRAINED = _at("pixels vector", "trained")  # training is what takes longest
 # What is small comes first: a model that is refuted there is examined no further.
-_DEEP = _at("sequence vector image colour", "perturbed") + _TRAINED
+_WIDE = _at("sequence vector image colour", "perturbed")
+_DEEP = _WIDE + _TRAINED
 _MASS = _at("sequence pixels binary grey colours", "perturbed") + _TRAINED
 _DRAWN = _at("sequence grey", "perturbed") + _TRAINED
 _SYMBOLS = _at("binary sequence grey colours", "perturbed", "large")
@@ -80,7 +81,7 @@ CHECKS: dict[str, Check] = {
         Check(mass.symbols, _SYMBOLS, needs="conditionals, or generate and log_px_z"),
         Check(mass.sampler, _DRAWN, needs="sample"),
         Check(mass.bounds, _TRAINED, needs="an estimate; this likelihood is exact"),
-        Check(structure.neighbours, _at("sequence vector image colour", "perturbed")),
+        Check(structure.neighbours, _WIDE),
         Check(
             structure.batch_size, _at("sequence vector", "perturbed"), needs="a model"
         ),
@@ -90,7 +91,7 @@ CHECKS: dict[str, Check] = {
         Check(structure.condition, _at("sequence vector", "perturbed"), needs="a cond"),
         Check(structure.causality, _DEEP, ("conditionals",)),
         Check(structure.receptive_field, _DEEP, ("conditionals",)),
-        Check(structure.cache, _DEEP[:4], _CACHED),
+        Check(structure.cache, _WIDE, _CACHED),
         Check(structure.inverse, _DEEP, _FLOW),
         Check(structure.log_det, _DEEP, _FLOW),
     )
