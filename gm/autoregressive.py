@@ -21,6 +21,7 @@ from gm.likelihood import (
     bernoulli_log_prob,
     categorical_log_prob,
     discretized_logistic_mixture_log_prob,
+    discretized_logistic_mixture_sample,
     mixture_channels,
     sum_dims,
 )
@@ -83,6 +84,14 @@ class SymbolModel(LikelihoodModel):
             return params.astype(jnp.float32)
         values = jnp.arange(self.num_values)
         return self.symbol_log_prob(params[..., None, :], values)
+
+    def symbol_sample(self, key: jax.Array, params: jax.Array) -> jax.Array:
+        """Draws a symbol of each distribution: [..., P] -> int32 [...]."""
+        if self.mixtures:  # two draws are far cheaper than a table of K masses
+            return discretized_logistic_mixture_sample(key, params, 1, self.num_values)[
+                ..., 0
+            ]
+        return jax.random.categorical(key, self.symbol_logits(params)).astype(jnp.int32)
 
 
 class AutoregressiveModel(SymbolModel):
@@ -224,20 +233,25 @@ class AutoregressiveModel(SymbolModel):
     ) -> jax.Array:
         """Symbols [N, D] in the order of `step`, from a fresh cache; else as `sample`."""
         known = 0 if prefix is None else prefix.shape[1]
+        plain = temperature == top_p == 1 and not guidance and self.end is None
+
+        def draw_symbol(key, params, index, previous):
+            if plain:
+                return self.symbol_sample(key, params)
+            logits = self.symbol_logits(params)
+            logits = guide(logits, guidance) if guidance else logits
+            logits = self.with_end(logits, index, previous) / temperature
+            logits = nucleus(logits, top_p) if top_p < 1 else logits
+            return jax.random.categorical(key, logits).astype(jnp.int32)
 
         def body(carry, index):
             cache, previous = carry
             given = jnp.tile(previous, 2) if guidance else previous
             cache, params = self.step(cache, index, given)
-            logits = self.symbol_logits(params)
-            logits = guide(logits, guidance) if guidance else logits
-            logits = self.with_end(logits, index, previous) / temperature
-            logits = nucleus(logits, top_p) if top_p < 1 else logits
-            x = jax.random.categorical(jax.random.fold_in(key, index), logits)
+            x = draw_symbol(jax.random.fold_in(key, index), params, index, previous)
             if known:
                 held = prefix[:, jnp.minimum(index, known - 1)]
-                x = jnp.where(index < known, held, x)
-            x = x.astype(jnp.int32)
+                x = jnp.where(index < known, held, x).astype(jnp.int32)
             return (cache, x), x
 
         carry = (cache, jnp.zeros((num_samples,), jnp.int32))

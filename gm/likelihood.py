@@ -278,11 +278,8 @@ def discretized_logistic_mixture_sample(
     logits, mean, log_scale, coefficients = _split_mixture(params, channels)
     key_mixture, key_noise = jax.random.split(key)
     which = jax.random.categorical(key_mixture, logits)[..., None]
-    u = jax.random.uniform(
-        key_noise, (*params.shape[:-1], channels), minval=1e-6, maxval=1 - 1e-6
-    )
-    noise = jnp.log(u) - jnp.log1p(-u)  # a standard logistic variable
-    xs, v = [], jnp.zeros(u.shape)
+    noise = jax.random.logistic(key_noise, (*params.shape[:-1], channels))
+    xs, v = [], jnp.zeros(noise.shape)
     for c in range(channels):
         mean_c = _condition_mean(mean, coefficients, v, c)
         mean_c = jnp.take_along_axis(mean_c, which, axis=-1)[..., 0]

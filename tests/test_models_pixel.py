@@ -80,6 +80,7 @@ CACHED = [
     # Three scales, and an odd size, which has one.
     pytest.param("pixelcnnpp", (8, 8, 2), dict(width=4), marks=pytest.mark.slow),
     pytest.param("pixelcnnpp", (3, 5, 1), dict(width=4), marks=pytest.mark.slow),
+    ("pixelcnnpp", (4, 4, 1), dict(width=4)),  # two scales
     ("pixelcnn", (4, 3, 2), dict(width=4, depth=2, gated=False)),
 ]
 

@@ -214,8 +214,8 @@ def cache(subject: Subject) -> Iterator[Measured]:
     def recompute(key):  # the noise of the shared sampler, the whole network each time
         def body(d, x):
             params = model.apply(bound, x, cond, method="conditionals")[:, d]
-            logits = model.apply(bound, params, method="symbol_logits")
-            drawn = jax.random.categorical(jax.random.fold_in(key, d), logits)
+            noise = jax.random.fold_in(key, d)
+            drawn = model.apply(bound, noise, params, method="symbol_sample")
             return x.at[:, d].set(drawn)
 
         return jax.lax.fori_loop(0, dims, body, jnp.zeros((3, dims), jnp.int32))

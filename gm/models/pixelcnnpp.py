@@ -36,34 +36,37 @@ UL: dict[str, Any] = dict(kernel_size=(2, 2), right=0)
 
 
 def unet(
+    view: Any,
     h: Any,
     num_scales: int,
     num_resnets: int,
-    block: Callable[[int, int, Any, Any], Any],
-    down: Callable[[int, Any], Any],
-    up: Callable[[int, Any], Any],
+    block: Callable[[int, Any, Any, Any], Any],
+    down: Callable[[int, Any, Any], Any],
+    up: Callable[[int, Any, Any], Any],
+    coarser: Callable[[Any, Callable[[Any, Any], Any], Any], Any],
+    scale: int = 0,
 ) -> Any:
-    """Applies the layers of a stream in order, with their skip connections.
+    """Applies the layers of a stream from a scale on, with their skip connections.
 
-    block(number, scale, h, skip or None); down(scale, h) from a scale to the next
-    coarser; up(scale, h) back to a scale.
+    block(number, view, h, skip or None), in the order of their numbers; down(scale, view,
+    h) to the next coarser scale, up(scale, view, h) back to a scale; coarser(view, network,
+    h) applies network(view, h) there.
     """
-    skips, number = [h], 0
-    for scale in range(num_scales):
-        if scale:
-            h = down(scale - 1, h)
-            skips.append(h)
-        for _ in range(num_resnets):
-            h = block(number, scale, h, None)
-            skips.append(h)
-            number += 1
-    h = skips.pop()
-    for scale in reversed(range(num_scales)):
-        for _ in range(num_resnets + (scale < num_scales - 1)):
-            h = block(number, scale, h, skips.pop())
-            number += 1
-        if scale:
-            h = up(scale - 1, h)
+    skips = [h]
+    for i in range(num_resnets):
+        h = block(scale * num_resnets + i, view, h, None)
+        skips.append(h)
+    below = num_scales - 1 - scale
+    if below:
+        layers = (num_scales, num_resnets, block, down, up, coarser, scale + 1)
+        h = down(scale, view, h)
+        h = up(scale, view, coarser(view, lambda view, h: unet(view, h, *layers), h))
+    else:
+        skips.pop()
+    # All blocks down, and those up from the coarsest scale, which has one less.
+    first = num_scales * num_resnets + below * (num_resnets + 1) - (below > 0)
+    for i in range(len(skips)):
+        h = block(first + i, view, h, skips.pop())
     return h
 
 
@@ -81,41 +84,50 @@ class Stream(nn.Module):
     @nn.compact
     def __call__(
         self, view: View, h: jax.Array, beside: Any, cond: Any, train: bool
-    ) -> list[jax.Array]:
-        """H [B, h, w, width] -> what each block gives; `beside`: what each hears."""
-        views = [view]
-        for _ in range(self.num_scales - 1):
-            views.append(views[-1].halved())
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """H [B, h, w, width] -> its end; what each block gives, for the other stream.
+
+        beside: what each block hears of the other stream; None: it is the one that is
+        heard.
+        """
         sized: dict[str, Any] = dict(right=self.right, dtype=self.dtype)
         normed: dict[str, Any] = dict(weight_norm=True, **sized)
-        found: list[jax.Array] = []
+        told: list[jax.Array] = []
 
-        def block(number, scale, h, skip):
+        def block(number, view, h, skip):
             layer = GatedResnet(
-                self.kernel_size, dropout_rate=self.dropout_rate, **sized
+                self.kernel_size,
+                dropout_rate=self.dropout_rate,
+                name=f"GatedResnet_{number}",
+                **sized,
             )
-            heard = [] if beside is None else [views[scale].pick(beside[number])]
+            heard = [] if beside is None else [view.pick(beside[number])]
             heard += [] if skip is None else [skip]
-            found.append(
-                layer(
-                    views[scale],
-                    h,
-                    jnp.concatenate(heard, -1) if heard else None,
-                    cond,
-                    train,
-                )
+            heard = jnp.concatenate(heard, -1) if heard else None
+            h = layer(view, h, heard, cond, train)
+            if beside is None:
+                told.append(h)
+            return h
+
+        def down(scale, view, h):
+            layer = CausalConv(
+                self.width,
+                self.kernel_size,
+                stride=2,
+                name=f"CausalConv_{scale}",
+                **normed,
             )
-            return found[-1]
+            return layer(view, h)
 
-        def down(scale, h):
-            layer = CausalConv(self.width, self.kernel_size, stride=2, **normed)
-            return layer(views[scale], h)
+        def up(scale, view, h):
+            name = f"UpConv_{self.num_scales - 2 - scale}"
+            return UpConv(self.width, self.kernel_size, name=name, **normed)(view, h)
 
-        def up(scale, h):
-            return UpConv(self.width, self.kernel_size, **normed)(views[scale], h)
+        def coarser(view, network, h):
+            return view.coarser(self, network, h)
 
-        unet(h, self.num_scales, self.num_resnets, block, down, up)
-        return found
+        scales = (self.num_scales, self.num_resnets)
+        return unet(view, h, *scales, block, down, up, coarser), told
 
 
 class PixelCNNPP(PixelModel):
@@ -152,7 +164,7 @@ class PixelCNNPP(PixelModel):
     def rows(self, view: View, x: jax.Array, cond: Any, train: bool) -> Any:
         """The first features of ul that come from above, and the blocks of u."""
         u = view.after_first(self.first_u(view, x), "row")
-        return self.first_ul.rows(view, x), self.u(view, u, None, cond, train)
+        return self.first_ul.rows(view, x), self.u(view, u, None, cond, train)[1]
 
     def pixels(
         self, view: View, x: jax.Array, above: Any, cond: Any, train: bool
@@ -160,7 +172,7 @@ class PixelCNNPP(PixelModel):
         """The end of ul, after ELU."""
         first, beside = above or (None, None)
         h = self.first_ul.pixels(view, x, first)
-        return nn.elu(self.ul(view, h, beside, cond, train)[-1])
+        return nn.elu(self.ul(view, h, beside, cond, train)[0])
 
     @property
     def receptive_field(self) -> np.ndarray:
@@ -172,7 +184,7 @@ class PixelCNNPP(PixelModel):
         def blocks(h, kernel_size, right, beside):
             kernel, found = np.ones(kernel_size), []
 
-            def block(number, scale, h, skip):
+            def block(number, _, h, skip):
                 inside = reach.conv(h, kernel, right)
                 for heard in (skip, beside and beside[number]):
                     inside = inside if heard is None else inside | heard
@@ -180,12 +192,14 @@ class PixelCNNPP(PixelModel):
                 return found[-1]
 
             unet(
+                None,
                 h,
                 self.scales,
                 self.num_resnets,
                 block,
-                lambda _, h: reach.conv(h, kernel, right, 2),
-                lambda _, h: reach.up(h, right),
+                lambda scale, _, h: reach.conv(h, kernel, right, 2),
+                lambda scale, _, h: reach.up(h, right),
+                lambda _, network, h: network(None, h),
             )
             return found
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gm.likelihood import discretized_logistic_mixture_sample, scale
+from gm.likelihood import scale
 from gm.nn import pyramid
 from gm.nn.convolution import Conv
 from gm.nn.symbols import symbol_features
@@ -228,8 +228,7 @@ class Refinement(nn.Module):
             )
             wider = (logit / temperature, mean, log_scale + jnp.log(temperature))
             own = jnp.stack(wider, axis=-1).reshape(own.shape)
-            num_values = self.symbols.num_values
-            x = discretized_logistic_mixture_sample(key_x, own, 1, num_values)[..., 0]
+            x = self.symbols.symbol_sample(key_x, own)
         else:
             logits = self.symbols.symbol_logits(own)
             x = jax.random.categorical(key_x, logits / temperature)

@@ -8,15 +8,14 @@ numbers. Two networks suffice for any causal one: the first sees complete rows a
 is run a row at a time, the second reads the first (`pick`) and is run pixel by pixel
 (Ramachandran et al. 2017).
 
-Coarser scales (`halved`): the coarse pixel (r // 2, c // 2) sees the fine pixels up to
-(2 (r // 2), 2 (c // 2)). It is computed anew at each of its fine pixels, and is the same
-each time, so that no branch is needed.
+Coarser scales (`coarser`): the coarse pixel (r // 2, c // 2) sees the fine pixels up to
+(2 (r // 2), 2 (c // 2)). It is computed at that one, and remembered for the other three.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -51,8 +50,16 @@ class View:
         """
         raise NotImplementedError
 
-    def halved(self) -> "View":
-        """The view of the scale of half the resolution."""
+    def coarser(
+        self,
+        module: nn.Module,
+        network: Callable[["View", jax.Array], jax.Array],
+        x: jax.Array,
+    ) -> jax.Array:
+        """What a network gives at half the resolution: network(view there, x).
+
+        The layers of the network are those of `module`, in which this is called.
+        """
         raise NotImplementedError
 
     def after_first(self, x: jax.Array, axis: str) -> jax.Array:
@@ -118,9 +125,9 @@ class Whole(View):
         kernel = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
         return depth_to_space(_with_right(x, right) @ kernel)
 
-    def halved(self) -> "Whole":
-        """Itself."""
-        return self
+    def coarser(self, module: Any, network: Any, x: jax.Array) -> jax.Array:
+        """With this view: it knows of no size."""
+        return network(self, x)
 
     def delay(self, x: jax.Array) -> jax.Array:
         """Row r becomes row r - 1; the first is zero."""
@@ -169,13 +176,11 @@ class _Cached(View):
         self.row, self.column, self.width = row, column, width
         self.num_pixels = num_pixels
         self._old = None if buffers is None else iter(buffers)  # None: all are empty
-        self.buffers: list[jax.Array] = []  # as they are after the calls so far
+        self.buffers: list[Any] = []  # as they are after the calls so far
 
-    def halved(self) -> Any:
-        coarse = copy.copy(self)  # shares the buffers
-        coarse.row, coarse.column = self.row // 2, self.column // 2
-        coarse.width = self.width // 2
-        return coarse
+    def _halved(self, buffers):
+        place = (self.row // 2, self.column // 2, self.width // 2)
+        return type(self)(*place, self.num_pixels, buffers)
 
     def _buffer(self, x, shape):
         if self._old is None:
@@ -219,6 +224,14 @@ class Row(_Cached):
         pads = ((0, 0), (columns - 1 - right, right))
         return padded_conv(window, kernel, pads)[:, :, ::stride]
 
+    def coarser(self, module: Any, network: Any, x: jax.Array) -> jax.Array:
+        """Anew at both of its fine rows, which is cheap beside their pixels."""
+        old = None if self._old is None else next(self._old)
+        coarse = self._halved(old)
+        out = network(coarse, x)
+        self.buffers.append(coarse.buffers)
+        return out
+
     def up(self, x: jax.Array, kernel: jax.Array, right: int = 0) -> jax.Array:
         """The row's half of the kernel."""
         kernel = _up_kernel(kernel, right)[self.row % 2]  # [2, J, O]
@@ -238,6 +251,30 @@ class Pixel(_Cached):
         window = self._rows(window, rows, stride)  # [B, h, w, I]
         out = window.reshape(x.shape[0], -1) @ kernel.reshape(-1, features)
         return out[:, None, None]
+
+    def coarser(self, module: Any, network: Any, x: jax.Array) -> jax.Array:
+        """At the first of its fine pixels; at the others, from a buffer of its row."""
+
+        def run(module, x, line, buffers):
+            coarse = self._halved(buffers)
+            out = network(coarse, x)
+            if line is None:
+                line = jnp.zeros(
+                    (*out.shape[:2], coarse.width, out.shape[3]), out.dtype
+                )
+            place = (0, 0, coarse.column, 0)
+            return jax.lax.dynamic_update_slice(line, out, place), coarse.buffers
+
+        def remember(module, x, line, buffers):
+            return line, buffers
+
+        if self._old is None:
+            line, buffers = run(module, x, None, None)
+        else:
+            first = (self.row % 2 == 0) & (self.column % 2 == 0)
+            line, buffers = nn.cond(first, run, remember, module, x, *next(self._old))
+        self.buffers.append((line, buffers))
+        return jax.lax.dynamic_slice_in_dim(line, self.column // 2, 1, axis=2)
 
     def up(self, x: jax.Array, kernel: jax.Array, right: int = 0) -> jax.Array:
         """One matrix of the kernel."""
