@@ -7,8 +7,8 @@ only.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -194,12 +194,16 @@ def _label(spec, item, text):
 
 
 def _number(item, text):
-    try:
-        return float(Fraction(item.strip()))
-    except (ValueError, ZeroDivisionError, OverflowError):
+    top, slash, below = item.partition("/")
+    try:  # no Fraction: that of 1e9999999 has as many digits
+        number = float(top) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
         raise InputError(
             f"--cond={text}: {item.strip()!r} is no number; give such as 0.25 or 4/16"
-        ) from None
+        )
+    return number
 
 
 def _point(spec, item, text):

@@ -200,6 +200,7 @@ SOLIDS = CondSpec("real", 2, ("width", "height"), (0.1, 0.1), (0.9, 0.9))
         (SOLIDS, "width=2,height=0.5", ("width is 2", "0.1 to 0.9")),
         (SOLIDS, "nan,0.5", ("'nan' is no number",)),
         (SOLIDS, "1/0,0.5", ("'1/0' is no number",)),
+        (SOLIDS, "1e99999999,0.5", ("'1e99999999' is no number",)),
         (SOLIDS, ".2,.2..,.3", ("is no number",)),
         (SOLIDS, ".2,.2...3,.3..4,.4", ("",)),
     ],
