@@ -261,6 +261,30 @@ def test_inliers_are_no_outliers_by_any_score(made):
     }
 
 
+def test_what_is_not_finite_is_most_outlying_and_fits_no_score(monkeypatch):
+    seen = draw(60, 1)
+
+    def lost(model, params, x, draws=1):
+        nats = x.sum((1, 2, 3)).astype(float)
+        return np.where(x[:, 0, 0, 0] == 0, np.inf, nats), {}
+
+    def norms(model, params, x):
+        return x.std((1, 2, 3)) + 1
+
+    monkeypatch.setattr(statistics, "log_likelihoods", lost)
+    monkeypatch.setattr(statistics, "gradient_norms", norms)
+    names = ["typicality", "dose", "dose_svm"]
+    found, _ = score(Models(fitted("independent")), seen, {"x": seen}, names)
+    for values in found.values():
+        np.testing.assert_array_equal(np.isfinite(values["x"]), seen[:, 0, 0, 0] > 0)
+    none = np.zeros_like(seen)  # no one is left to fit a score on
+    left_out = score(Models(fitted("independent")), none, {"x": seen})[1]
+    assert "finite" in left_out["typicality"]
+    assert "finite" in left_out["dose"]
+    with pytest.raises(InputError, match="--scores=dose: fewer than two"):
+        score(Models(fitted("independent")), none, {"x": seen}, ["dose"])
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
