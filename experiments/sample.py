@@ -113,6 +113,11 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
                 f"multiple of {len(rows)}"
             )
         columns //= len(rows)
+        if columns < 2 and not all(np.array_equal(*row) for row in rows):
+            raise InputError(
+                f"--num_samples={count}: a row of A..B shows both ends; give "
+                f"{2 * len(rows)} or more"
+            )
         cond, numbers = lay_out(rows, columns)
         return cond, numbers, len(cond), columns if several else None
     count = count or 64
