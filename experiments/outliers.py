@@ -171,6 +171,16 @@ def _title(inlier: Any, row: dict[str, Any], task: str) -> str:
     )
 
 
+def _check_groups(given: dict[str, Any]) -> None:
+    """InputError for a set of fewer examples than a group has."""
+    for name, x in given.items():
+        if len(x) < FLAGS.group_size:
+            raise InputError(
+                f"--group_size={FLAGS.group_size}: {name} has {len(x)} examples; give "
+                f"at most as many"
+            )
+
+
 def _compare(inlier: Any, inliers: list[Any], wanted: list[str]) -> None:
     """Prints and writes how well each score tells each set of outliers from inliers."""
     from gm import outliers
@@ -187,12 +197,15 @@ def _compare(inlier: Any, inliers: list[Any], wanted: list[str]) -> None:
     x = sets.take(dataset.test, count, FLAGS.seed)
     fit = sets.take(dataset.split(FLAGS.fit_split), count, FLAGS.seed)
     data_dir = FLAGS.data_dir or inlier.config.data_dir
+    labels = sets.labels(wanted)
     given = {
-        sets.label(name): sets.outliers(
+        labels[name]: sets.outliers(
             name, dataset, x, data_dir=data_dir, seed=FLAGS.seed
         )
         for name in wanted
     }
+    if "typicality_group" in FLAGS.scores:
+        _check_groups({"the inlier's test split": x, **given})
     progress = Progress("scoring", len(outliers.SCORES) * (len(given) + 1))
     found = outliers.compare(
         models, fit, x, given, FLAGS.scores, seed=FLAGS.seed, progress=progress.update

@@ -335,6 +335,12 @@ def test_illegal_cubes_have_all_pieces_and_one_that_is_turned(draw):
         assert 60 < (~facts["edge_flip"]).sum() < 140
 
 
+def test_paths_that_end_alike_are_told_apart():
+    names = ["noise", "files:a/x", "files:b/x", "files:c/y", "noise"]
+    shown = ["noise", "files:a/x", "files:b/x", "files:y"]
+    assert list(sets.labels(names).values()) == shown
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -384,6 +390,13 @@ def test_one_command_compares(run):
 def test_a_group_larger_than_the_set_is_refused():
     args = ("--inlier=none", "--scores=typicality_group", "--num_examples=5")
     one_error(launch("outliers", *args), "--group_size=10", "--num_examples=10")
+
+
+def test_a_group_larger_than_a_set_is_refused(run, tmp_path):
+    np.save(tmp_path / "few.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    args = ("--num_examples=50", f"--outliers=files:{tmp_path}/few.npy")
+    outcome = launch("outliers", f"--inlier={run}", "--scores=typicality_group", *args)
+    one_error(outcome, "--group_size=10", "files:few.npy has", "examples")
 
 
 def test_a_folder_is_ranked(run, tmp_path):
