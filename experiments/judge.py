@@ -136,18 +136,13 @@ def main(argv: list[str]) -> None:
     """Judges one run."""
     launcher.refuse_arguments(argv)
     _check_flags()
-    from gm import data, evaluate, judge, trained
+    from gm import evaluate, judge, trained
     from gm.writer import Progress
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     config, model = found.config, found.model
     evaluate.check_importance_samples(model, FLAGS.num_importance_samples)
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
-    split: Any = dataset.split(FLAGS.split)
+    dataset, split = launcher.load_split(found, FLAGS.split)
     progress = Progress("sampling", min(FLAGS.num_samples, len(split)))
     sets = judge.gather(
         model,

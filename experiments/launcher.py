@@ -204,34 +204,23 @@ def run_config(*required: str) -> RunConfig:
     )
 
 
+def load_dataset(found: Any) -> Any:
+    """The data set of a run, a `Trained`, read again, from --data_dir if it is given."""
+    from gm.trained import read_dataset
+
+    return read_dataset(found, FLAGS.data_dir)
+
+
 def load_split(found: Any, name: str) -> tuple[Any, Any]:
-    """The data set of a run, read again, and one of its splits.
-
-    Args:
-      found: the run, a `Trained`.
-      name: train, valid or test; --data_dir says where to look, else the run does.
-
-    Raises:
-      InputError: a split that is drawn anew, or another preprocessing than the run's.
-    """
+    """`load_dataset`, and one of its splits; InputError for one that is drawn anew."""
     from gm import data
 
-    config = found.config
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
+    dataset = load_dataset(found)
     split = dataset.split(name)
     if isinstance(split, data.Fresh):
         raise InputError(
             f"--split={name}: {dataset.name} draws it anew at each step; "
             "give valid or test"
-        )
-    if dataset.preprocessing != found.data["preprocessing"]:
-        raise InputError(
-            f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
-            f"the run was trained with {found.data['preprocessing']!r}"
         )
     return dataset, split
 
@@ -338,6 +327,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return main(argv)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except MemoryError as error:
+            print(f"error: {error or 'no memory'}; ask for less", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

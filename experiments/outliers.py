@@ -120,18 +120,6 @@ def _models(inlier: Any, inliers: list[Any]) -> Any:
     )
 
 
-def _dataset(inlier: Any) -> Any:
-    """The data set of a run."""
-    from gm import data
-
-    config = inlier.config
-    return data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
-
-
 def _stem(task: str, names: Sequence[str]) -> str:
     """Names the files by the flags that were given; a long name ends in a hash."""
     parts = [task]
@@ -188,11 +176,8 @@ def _compare(inlier: Any, inliers: list[Any], wanted: list[str]) -> None:
     from gm.rundir import write_whole
     from gm.writer import Progress
 
-    models, dataset, count = (
-        _models(inlier, inliers),
-        _dataset(inlier),
-        FLAGS.num_examples,
-    )
+    models, count = _models(inlier, inliers), FLAGS.num_examples
+    dataset = launcher.load_dataset(inlier)
     outliers.choose(models, FLAGS.scores)  # a mistake is told before any work
     x = sets.take(dataset.test, count, FLAGS.seed)
     fit = sets.take(dataset.split(FLAGS.fit_split), count, FLAGS.seed)
@@ -231,7 +216,8 @@ def _rank(inlier: Any) -> None:
     from gm.outliers import sets
     from gm.writer import Progress, image_grid
 
-    models, dataset = _models(inlier, [inlier]), _dataset(inlier)
+    models = _models(inlier, [inlier])
+    dataset = launcher.load_dataset(inlier)
     chosen, _ = outliers.choose(models, FLAGS.scores)
     names = [name for name, how in chosen.items() if not how.of_groups]
     if not FLAGS.scores:  # that which most often works

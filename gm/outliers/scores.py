@@ -128,7 +128,7 @@ def _finite_rows(columns: np.ndarray) -> np.ndarray:
 def _of_finite(
     score: Callable[[np.ndarray], np.ndarray], columns: np.ndarray
 ) -> np.ndarray:
-    """score [N] of the rows [N, S] that are finite; infinite of the others."""
+    """Scores [N] of the rows [N, S] that are finite; infinite of the others."""
     found, held = np.full(len(columns), np.inf), np.isfinite(columns).all(1)
     if held.any():
         found[held] = score(columns[held])
