@@ -90,7 +90,13 @@ def test_resampled_measures_are_those_of_scikit_learn():
         assert found["auroc"][i] == pytest.approx(expected)
         expected = average_precision_score(labels, scores, sample_weight=weight)
         assert found["aupr"][i] == pytest.approx(expected)
-    assert found["fpr95"][0] == measures(scores[:50], scores[50:])["fpr95"].value
+    shown = {k: v.value for k, v in measures(scores[:50], scores[50:]).items()}
+    assert shown == pytest.approx({k: v[0] for k, v in found.items()})
+
+
+def test_inliers_flagged_where_scores_are_equal():
+    tied = np.arange(100.0)  # one of each side at every score
+    assert measures(tied, tied)["fpr95"].value == pytest.approx(0.95)
 
 
 def test_a_score_that_is_not_finite_is_the_most_outlying():
