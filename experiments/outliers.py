@@ -87,6 +87,8 @@ def _beside(flag: str, inlier: Any, inliers: list[Any]) -> list[Any]:
                 f"--background={path}: trained as any other run; give one that was "
                 "trained with --augmentation=mutate:RATE, such as mutate:0.2"
             )
+        if found.run.path.samefile(inlier.run.path):
+            raise InputError(f"--{flag}={path}: is the --inlier itself; give another")
         if inlier in of:
             chosen.append(Fitted(found.model, found.params))
     return chosen
@@ -277,6 +279,8 @@ def main(argv: list[str]) -> None:
             f"give --num_examples={FLAGS.group_size} or more"
         )
     inlier = _load(FLAGS.inlier, "inlier")
+    if FLAGS.rank and (FLAGS["outliers"].present or FLAGS.reverse):
+        raise InputError(f"--rank={FLAGS.rank}: leave it or --outliers, --reverse out")
     if FLAGS.rank:
         _rank(inlier)
         return
@@ -286,6 +290,11 @@ def main(argv: list[str]) -> None:
         _compare(inlier, [inlier], FLAGS.outliers)
         return
     other = _load(FLAGS.reverse, "reverse")
+    if _of_same_data(inlier, other):
+        raise InputError(
+            f"--reverse={FLAGS.reverse}: trained on the inlier's own data, "
+            f"{inlier.config.dataset}; give a run on others"
+        )
     pair = [inlier, other]
     for one, against in (pair, pair[::-1]):
         wanted = [against.config.dataset, *FLAGS.outliers]

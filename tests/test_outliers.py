@@ -442,3 +442,20 @@ def test_a_folder_without_images(run, tmp_path):
 def test_a_background_of_unchanged_examples_is_refused(run):
     args = (f"--inlier={run}", f"--background={run}", "--outliers=noise")
     one_error(launch("outliers", *args), f"--background={run}", "--augmentation=mutate")
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("--ensemble={run} --outliers=noise", "is the --inlier itself"),
+        slow("--reverse={run}", "trained on the inlier's own data, digits"),
+        slow("--rank={run} --outliers=noise", "leave it or --outliers, --reverse out"),
+    ],
+)
+def test_a_run_is_not_held_against_itself(run, flags, part):
+    args = flags.format(run=run).split()
+    one_error(launch("outliers", f"--inlier={run}", *args), part)
