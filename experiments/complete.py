@@ -89,20 +89,10 @@ def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
     }
 
 
-def _legal(dataset: Any, x: Any) -> dict[str, Any]:
-    """How many completions can occur, where that is known."""
-    import numpy as np
-
-    if dataset.support is None:
-        return {}
-    facts = dataset.support.facts(x.reshape(-1, *dataset.shape))
-    legal = np.all(list(facts.values()), axis=0)
-    named = {name: float(held.mean()) for name, held in facts.items()}
-    return {"legal": float(legal.mean()), "facts": named}
-
-
 def _report(row: dict[str, Any]) -> None:
     """Prints the row."""
+    from gm.gap import legality_text
+
     figures = ", ".join(f"{k} {v:.3g}" for k, v in row["figures"].items())
     print(f"method: {row['method']}{f' ({figures})' if figures else ''}")
     hidden, dims = row["num_missing"], row["num_dims"]
@@ -117,8 +107,7 @@ def _report(row: dict[str, Any]) -> None:
             f"({_SAID[row['bound']]}; {row['num_examples']} examples)"
         )
     if "legal" in row:
-        facts = ", ".join(f"{k} {v:.1%}" for k, v in row["facts"].items())
-        print(f"completions that can occur: {row['legal']:.1%} ({facts})")
+        print(legality_text(row, "completions"))
 
 
 def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
@@ -172,6 +161,7 @@ def main(argv: list[str]) -> None:
 
     from gm import complete, trained
     from gm.data.puzzles import SIZES
+    from gm.gap import legality
     from gm.writer import Progress
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
@@ -196,7 +186,10 @@ def main(argv: list[str]) -> None:
     row = {"split": FLAGS.split, "mask": FLAGS.mask, "seed": FLAGS.seed}
     row |= {"num_examples": len(x), "num_completions": budget.num_completions}
     row |= {"num_particles": method.num_particles, "num_steps": method.num_steps}
-    row |= _numbers(result, x, missing) | _legal(dataset, result.x)
+    row |= _numbers(result, x, missing)
+    if dataset.support is not None:  # how many completions can occur
+        every = result.x.reshape(-1, *dataset.shape)
+        row |= legality(dataset.support.facts(every))
     _report(row)
     picture = None
     if len(model.shape) == 3 or dataset.name in SIZES:

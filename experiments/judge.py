@@ -72,19 +72,22 @@ def _memorisation(found: dict[str, Any], split: str) -> str:
 
 
 def _bayes(found: dict[str, Any], split: str) -> str:
+    exact = found["bits_gained_bound"] == "exact"
+    about, of = ("", "") if exact else ("about ", ", a difference of two bounds")
     return (
         f"as a classifier of {found['count']} ({found['estimate']}, "
         f"{found['num_importance_samples']} draws): {found['accuracy']:.1%} ± "
         f"{found['accuracy_standard_error']:.1%} right, calibration error "
-        f"{found['calibration_error']:.3f}; the class tells {found['bits_gained']:.2f} "
-        f"± {found['bits_gained_standard_error']:.2f} bits of x (and has "
-        f"{found['bits_of_condition']:.2f})"
+        f"{found['calibration_error']:.3f}; the class tells {about}"
+        f"{found['bits_gained']:.2f} ± {found['bits_gained_standard_error']:.2f} bits of "
+        f"x{of} (and has {found['bits_of_condition']:.2f})"
     )
 
 
 def _support(found: dict[str, Any], split: str) -> str:
-    facts = ", ".join(f"{k} {v:.1%}" for k, v in found["facts"].items())
-    told = f"{found['legal']:.1%} of samples can occur ({facts})"
+    from gm.gap import legality_text
+
+    told = legality_text(found, "samples")
     if "agrees" in found:
         told += f"; {found['agrees']:.1%} are nearest to what was asked for"
     return told

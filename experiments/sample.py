@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
     _check_flags()
     import numpy as np
 
-    from gm import generate, trained
+    from gm import gap, generate, trained
     from gm.data import puzzles, texts
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
@@ -207,6 +207,7 @@ def main(argv: list[str]) -> None:
         net = output.with_name(f"{output.stem}-unfolded.png")
         launcher.write_picture(net, image_grid(puzzles.nets(x), 256, columns))
         print(f"the same, unfolded: {net}")
+        print(gap.legality_text(gap.legality(puzzles.invariants(x)), "them"))
     if found.data["symbols"] and found.data.get("end") is not None:
         full = int(texts.is_full(x, found.data["end"]).sum())
         if full:
