@@ -141,7 +141,6 @@ def _paired(found: Any, dataset: Any) -> None:
     from gm.data.translated import find_task
 
     model, split = found.model, dataset.split(FLAGS.split)
-    _check_paired(model)
     count = min(FLAGS.num_examples, len(split))
     chosen = np.random.default_rng(FLAGS.seed).permutation(len(split))[:count]
     y, s = split.batch(np.sort(chosen))
@@ -339,9 +338,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.unpaired:
         _unpaired(found, dataset)
         return
-    _paired(found, dataset)
-    if FLAGS.source_run:
+    _check_paired(found.model)
+    if FLAGS.source_run:  # first, so that a mistake is told before anything is written
         _whole_images(found, dataset)
+    _paired(found, dataset)
 
 
 if __name__ == "__main__":

@@ -450,3 +450,11 @@ def test_outputs_of_another_temperature_are_told_and_say_nothing_of_the_model(ru
 def test_an_unconditional_run_is_refused(runs):
     outcome = launch("translate", f"--workdir={runs / 'source'}")
     one_error(outcome, runs / "source", "unconditional", "--conditional")
+
+
+def test_a_source_run_of_other_data_is_refused_before_anything_is_written(runs):
+    run = runs / "translate"
+    args = (f"--workdir={run}", f"--source_run={run}", "--num_examples=7")
+    outcome = launch("translate", *args)
+    one_error(outcome, f"--source_run={run}", "give a run on source:superres:2:digits")
+    assert not list(run.glob("applications/*num_examples=7*"))
