@@ -58,10 +58,14 @@ def _examples(found: Any) -> tuple[Any, Any, Any]:
     return dataset, x, cond if found.model.cond else None
 
 
-def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
-    """The row of the metric: of the hidden symbols of the true examples."""
+def _numbers(result: Any, x: Any, missing: Any, end: int | None) -> dict[str, Any]:
+    """The row of the metric: of the hidden symbols of the true examples.
+
+    Of documents also of their hidden characters, the ends included: padding costs nothing.
+    """
     import numpy as np
 
+    from gm.complete.masks import count_characters
     from gm.likelihood import bits
 
     hidden = int(missing.sum())
@@ -79,6 +83,12 @@ def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
         return row
     mean = float(result.nats.mean())
     error = result.nats.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else None
+    if end is not None:
+        characters = count_characters(x, missing, end)
+        row["num_missing_characters"] = characters
+        row["bits_per_missing_character"] = (
+            bits(float(result.nats.sum())) / characters if characters else None
+        )
     return row | {
         "nats_missing": mean,
         "standard_error_nats": None if error is None else float(error),
@@ -105,6 +115,12 @@ def _report(row: dict[str, Any]) -> None:
             f"{hidden} of {dims} symbols hidden: {_SIGNS[row['bound']]}"
             f"{row['bits_per_missing_dim']:.4f}{shown} bits per missing symbol "
             f"({_SAID[row['bound']]}; {row['num_examples']} examples)"
+        )
+    if row.get("num_missing_characters"):
+        print(
+            f"without padding: {_SIGNS[row['bound']]}"
+            f"{row['bits_per_missing_character']:.4f} bits per missing character, of "
+            f"{row['num_missing_characters']} in all"
         )
     if "legal" in row:
         print(legality_text(row, "completions"))
@@ -186,7 +202,7 @@ def main(argv: list[str]) -> None:
     row = {"split": FLAGS.split, "mask": FLAGS.mask, "seed": FLAGS.seed}
     row |= {"num_examples": len(x), "num_completions": budget.num_completions}
     row |= {"num_particles": method.num_particles, "num_steps": method.num_steps}
-    row |= _numbers(result, x, missing)
+    row |= _numbers(result, x, missing, found.data.get("end"))
     if dataset.support is not None:  # how many completions can occur
         every = result.x.reshape(-1, *dataset.shape)
         row |= legality(dataset.support.facts(every))

@@ -14,7 +14,7 @@ from gm import complete
 from gm import model as gm_model
 from gm.audit.subject import SPACES, parameters, quick_jit
 from gm.bounds import logmeanexp
-from gm.complete.masks import parse_mask
+from gm.complete.masks import count_characters, parse_mask
 from gm.errors import InputError
 from gm.model import LikelihoodModel, load_model
 from gm.spec import Estimate
@@ -248,6 +248,13 @@ def test_masks_hide_what_they_say():
     assert (random.all(2) == random.any(2)).all()
     np.testing.assert_array_equal(random, parse_mask("random:0.25", shape, 0))
     assert (random != parse_mask("random:0.25", shape, 1)).any()
+
+
+def test_padding_is_no_hidden_character():
+    x = np.array([[2, 1, 0, 0, 0], [1, 2, 1, 2, 0], [0, 0, 0, 0, 0]])
+    right = np.array([False, False, True, True, True])
+    assert count_characters(x, right, 0) == 1 + 3 + 0
+    assert count_characters(x, ~right, 0) == 2 + 2 + 1
 
 
 def test_masks_are_read_from_files(tmp_path):
