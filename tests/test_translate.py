@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm import data, translate, unpaired
+from gm import data, gap, translate, unpaired
 from gm.audit.subject import Space, parameters, quick_jit
 from gm.config import RunConfig
 from gm.data import tasks
@@ -138,6 +138,14 @@ def write_images(folder, names, size, value):
     for i, name in enumerate(names):
         x = np.full((size, size, 3), value + i, np.uint8)
         Image.fromarray(x).save(folder / f"{name}.png")
+
+
+def test_solids_are_judged_given_a_source_too():
+    dataset = data.load("translate:superres:2:solids", resolution=8)
+    x, source = dataset.test.batch(np.arange(3))
+    found = gap.judge_samples(x, dataset, source)
+    assert found["legal"] == 1
+    assert "agrees" not in found  # a source is no dimensions
 
 
 def test_pairs_from_two_folders_go_by_name(tmp_path):
