@@ -147,16 +147,18 @@ def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
     return image_grid(np.where(hidden, (70, 110, 170), levels), 256, columns)
 
 
-def _lines(x: Any, drawn: Any, missing: Any, symbols: str | None) -> list[str]:
-    """The same as text; a hidden symbol is shown as _."""
+def _lines(x: Any, drawn: Any, missing: Any, data: dict[str, Any]) -> list[str]:
+    """The same as text; a hidden symbol is shown as _, the padding of documents not."""
     import numpy as np
+
+    symbols, documents = data["symbols"], data.get("end") is not None
 
     def text(values, hidden=None):
         shown = [symbols[v] if symbols else str(v) for v in values]
         if hidden is not None:
             shown = ["_" if h else s for s, h in zip(shown, hidden, strict=True)]
         joined = "".join(shown) if symbols or np.max(values) < 10 else " ".join(shown)
-        return joined.replace("\n", "\\n")
+        return (joined.rstrip("\n") if documents else joined).replace("\n", "\\n")
 
     lines = []
     for truth, completions in zip(x, drawn, strict=True):
@@ -211,7 +213,7 @@ def main(argv: list[str]) -> None:
     if len(model.shape) == 3 or dataset.name in SIZES:
         picture = _picture(x, result.x, missing, model.num_values)
     if len(model.shape) != 3:
-        lines = _lines(x, result.x, missing, found.data["symbols"])
+        lines = _lines(x, result.x, missing, found.data)
         print("\n".join(lines[: 4 * (budget.num_completions + 3)]))
         row["lines"] = lines
     stem = f"complete-{FLAGS.split}-{os.path.basename(FLAGS.mask)}"

@@ -1,6 +1,7 @@
 """What the launchers share: flags from dataclasses, and one line for a user's mistake."""
 
 import dataclasses
+import hashlib
 import logging as stdlib_logging
 import os
 import sys
@@ -270,8 +271,12 @@ def write_application(
 
 
 def safe_name(text: str) -> str:
-    """The text with what a file name should not hold replaced by underscores."""
-    return "".join(c if c.isalnum() or c in "-_=." else "_" for c in text)
+    """The text with what a file name should not hold as _; a long one ends in a hash."""
+    name = "".join(c if c.isalnum() or c in "-_=." else "_" for c in text)
+    if len(name.encode()) <= 200:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name.encode()[:180].decode(errors='ignore')}-{digest}"
 
 
 def _use_compilation_cache():

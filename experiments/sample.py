@@ -154,7 +154,7 @@ def _output(found: Any, image: bool) -> Path:
     for name in ("seed", *_OUTSIDE, "cond", "prompt", "set"):
         if FLAGS[name].present:
             stem += f"_{name}={FLAGS[name].value}"
-    stem = launcher.safe_name(stem)[:200]
+    stem = launcher.safe_name(stem)
     return found.run.path / "samples" / f"{stem}{'.png' if image else '.txt'}"
 
 
