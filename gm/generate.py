@@ -184,9 +184,11 @@ def _parse(spec, item, text):
 
 def _label(spec, item, text):
     names = list(spec.names)
-    label = (
-        names.index(item) if item in names else int(item) if item.isdecimal() else -1
-    )
+    label = -1
+    if item in names:
+        label = names.index(item)
+    elif item.isdecimal() and len(item) < 10:
+        label = int(item)
     if not 0 <= label < spec.size:
         told = ", ".join(names) if names else f"0 to {spec.size - 1}"
         raise InputError(f"--cond={text}: {item!r} is no class; give one of {told}")

@@ -352,6 +352,7 @@ def test_paths_that_end_alike_are_told_apart():
     [
         ("nois", "did you mean noise?"),
         ("illegal", "digits is no puzzle"),
+        ("digits", "is the inlier's own data"),
         ("pocket_cube", "its examples are 24 of 6 values, those of digits 8x8x1 of 17"),
         ("files:nowhere", "there is no nowhere"),
     ],

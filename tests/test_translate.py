@@ -173,6 +173,7 @@ def test_pairs_from_two_folders_go_by_name(tmp_path):
         ("translate:superres:digits", "give superres:N"),
         ("translate:inpaint:middle:digits", "one of left, right"),
         ("translate:denoise:40:digits", "noise of up to 40 on 17 values"),
+        ("translate:edges:8:digits", "8 levels, of which 7 can occur"),
         ("translate:superres:2:sayings", "takes images"),
         ("translate:superres:2", "no data set; give translate:TASK:NAME"),
         ("translate:superres:2:digit", "did you mean digits?"),

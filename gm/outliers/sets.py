@@ -93,6 +93,8 @@ def outliers(
     flag = f"--outliers={name}"
     if name == "illegal" and inlier.name not in SIZES:
         raise InputError(f"{flag}: {inlier.name} is no puzzle ({', '.join(SIZES)})")
+    if name == inlier.name:
+        raise InputError(f"{flag}: is the inlier's own data; give another set")
     if name in MADE:
         return MADE[name](x, inlier.num_values, np.random.default_rng(seed))
     if name not in data.DATASETS and not name.startswith(("files:", "tfds:")):
