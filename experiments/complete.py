@@ -178,7 +178,9 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
 
     from gm import complete, trained
+    from gm.complete.method import LOG_PX_DRAWS
     from gm.data.puzzles import SIZES
+    from gm.evaluate import check_importance_samples
     from gm.gap import legality
     from gm.writer import Progress
 
@@ -204,6 +206,8 @@ def main(argv: list[str]) -> None:
     row = {"split": FLAGS.split, "mask": FLAGS.mask, "seed": FLAGS.seed}
     row |= {"num_examples": len(x), "num_completions": budget.num_completions}
     row |= {"num_particles": method.num_particles, "num_steps": method.num_steps}
+    draws = check_importance_samples(model, LOG_PX_DRAWS)  # of log P(x)
+    row |= {"estimate": model.estimate.value, "num_importance_samples": draws}
     row |= _numbers(result, x, missing, found.data.get("end"))
     if dataset.support is not None:  # how many completions can occur
         every = result.x.reshape(-1, *dataset.shape)

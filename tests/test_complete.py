@@ -318,6 +318,7 @@ def test_the_launcher_writes_a_row_and_a_picture(tmp_path):
     stem = path / "applications" / "complete-test-bottom-num_completions=2"
     row = json.loads(stem.with_name(f"{stem.name}-num_examples=3.json").read_text())
     assert row["exact_draws"]
+    assert (row["estimate"], row["num_importance_samples"]) == ("exact", 1)
     assert row["bits_per_missing_dim"] > 0
     picture = Image.open(stem.with_name(f"{stem.name}-num_examples=3.png"))
     assert picture.width > picture.height  # 4 tiles in each of 3 rows
