@@ -46,8 +46,9 @@ def _check_flags() -> None:
         raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
     if not 0 <= FLAGS.seed < 2**31:
         raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
-    if FLAGS.unpaired and FLAGS.source_run:
-        raise InputError("--source_run: is for pairs; leave it or --unpaired out")
+    for name in ("source_run", "temperature", "num_outputs"):
+        if FLAGS.unpaired and FLAGS[name].present:
+            raise InputError(f"--{name}: is for pairs; leave it or --unpaired out")
 
 
 def _nats(found: Any, dataset: Any, x: Any, cond: Any) -> tuple[Any, int, str]:
@@ -308,7 +309,7 @@ def _print_unpaired(row: dict[str, Any]) -> None:
     if c["images_that_overflow"]:
         print(
             f"  {c['images_that_overflow']} images are too unlikely in the other domain "
-            "for its inverse, which overflows: they are black, and not in these figures"
+            "for its inverse, which overflows: black, and not in the mean and the most"
         )
     for name, d in row["domains"].items():
         error = d["standard_error_bits_per_dim"]

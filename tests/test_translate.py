@@ -467,3 +467,8 @@ def test_a_source_run_of_other_data_is_refused_before_anything_is_written(runs):
     outcome = launch("translate", *args)
     one_error(outcome, f"--source_run={run}", "give a run on source:superres:2:digits")
     assert not list(run.glob("applications/*num_examples=7*"))
+
+
+def test_flags_of_pairs_are_refused_where_there_are_none():
+    outcome = launch("translate", "--workdir=none", "--unpaired", "--temperature=0.5")
+    one_error(outcome, "--temperature: is for pairs; leave it or --unpaired out")
