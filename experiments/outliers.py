@@ -59,7 +59,7 @@ def _load(path: str, flag: str) -> Any:
     """A trained run without a condition, of which outliers would have none."""
     from gm import trained
 
-    found = trained.load(path, FLAGS.checkpoint)
+    found = trained.load(path, FLAGS.checkpoint, flag=flag)
     if found.model.cond is not None:
         raise InputError(
             f"--{flag}={path}: the run is conditional ({found.model.cond.label}), and "

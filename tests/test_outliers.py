@@ -453,10 +453,11 @@ def slow(*values):
     ("flags", "part"),
     [
         ("--ensemble={run} --outliers=noise", "is the --inlier itself"),
+        slow("--background=none", "--background=none: no run here"),
         slow("--reverse={run}", "trained on the inlier's own data, digits"),
         slow("--rank={run} --outliers=noise", "leave it or --outliers, --reverse out"),
     ],
 )
-def test_a_run_is_not_held_against_itself(run, flags, part):
+def test_another_run_that_cannot_serve_is_refused(run, flags, part):
     args = flags.format(run=run).split()
     one_error(launch("outliers", f"--inlier={run}", *args), part)
