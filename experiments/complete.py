@@ -58,10 +58,14 @@ def _examples(found: Any) -> tuple[Any, Any, Any]:
     return dataset, x, cond if found.model.cond else None
 
 
-def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
-    """The row of the metric: of the hidden symbols of the true examples."""
+def _numbers(result: Any, x: Any, missing: Any, end: int | None) -> dict[str, Any]:
+    """The row of the metric: of the hidden symbols of the true examples.
+
+    Of documents also of their hidden characters, the ends included: padding costs nothing.
+    """
     import numpy as np
 
+    from gm.complete.masks import count_characters
     from gm.likelihood import bits
 
     hidden = int(missing.sum())
@@ -79,6 +83,12 @@ def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
         return row
     mean = float(result.nats.mean())
     error = result.nats.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else None
+    if end is not None:
+        characters = count_characters(x, missing, end)
+        row["num_missing_characters"] = characters
+        row["bits_per_missing_character"] = (
+            bits(float(result.nats.sum())) / characters if characters else None
+        )
     return row | {
         "nats_missing": mean,
         "standard_error_nats": None if error is None else float(error),
@@ -89,20 +99,10 @@ def _numbers(result: Any, x: Any, missing: Any) -> dict[str, Any]:
     }
 
 
-def _legal(dataset: Any, x: Any) -> dict[str, Any]:
-    """How many completions can occur, where that is known."""
-    import numpy as np
-
-    if dataset.support is None:
-        return {}
-    facts = dataset.support.facts(x.reshape(-1, *dataset.shape))
-    legal = np.all(list(facts.values()), axis=0)
-    named = {name: float(held.mean()) for name, held in facts.items()}
-    return {"legal": float(legal.mean()), "facts": named}
-
-
 def _report(row: dict[str, Any]) -> None:
     """Prints the row."""
+    from gm.gap import legality_text
+
     figures = ", ".join(f"{k} {v:.3g}" for k, v in row["figures"].items())
     print(f"method: {row['method']}{f' ({figures})' if figures else ''}")
     hidden, dims = row["num_missing"], row["num_dims"]
@@ -116,9 +116,14 @@ def _report(row: dict[str, Any]) -> None:
             f"{row['bits_per_missing_dim']:.4f}{shown} bits per missing symbol "
             f"({_SAID[row['bound']]}; {row['num_examples']} examples)"
         )
+    if row.get("num_missing_characters"):
+        print(
+            f"without padding: {_SIGNS[row['bound']]}"
+            f"{row['bits_per_missing_character']:.4f} bits per missing character, of "
+            f"{row['num_missing_characters']} in all"
+        )
     if "legal" in row:
-        facts = ", ".join(f"{k} {v:.1%}" for k, v in row["facts"].items())
-        print(f"completions that can occur: {row['legal']:.1%} ({facts})")
+        print(legality_text(row, "completions"))
 
 
 def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
@@ -142,16 +147,18 @@ def _picture(x: Any, drawn: Any, missing: Any, num_values: int) -> Any:
     return image_grid(np.where(hidden, (70, 110, 170), levels), 256, columns)
 
 
-def _lines(x: Any, drawn: Any, missing: Any, symbols: str | None) -> list[str]:
-    """The same as text; a hidden symbol is shown as _."""
+def _lines(x: Any, drawn: Any, missing: Any, data: dict[str, Any]) -> list[str]:
+    """The same as text; a hidden symbol is shown as _, the padding of documents not."""
     import numpy as np
+
+    symbols, documents = data["symbols"], data.get("end") is not None
 
     def text(values, hidden=None):
         shown = [symbols[v] if symbols else str(v) for v in values]
         if hidden is not None:
             shown = ["_" if h else s for s, h in zip(shown, hidden, strict=True)]
         joined = "".join(shown) if symbols or np.max(values) < 10 else " ".join(shown)
-        return joined.replace("\n", "\\n")
+        return (joined.rstrip("\n") if documents else joined).replace("\n", "\\n")
 
     lines = []
     for truth, completions in zip(x, drawn, strict=True):
@@ -171,7 +178,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
 
     from gm import complete, trained
+    from gm.complete.method import LOG_PX_DRAWS
     from gm.data.puzzles import SIZES
+    from gm.evaluate import check_importance_samples
+    from gm.gap import legality
     from gm.writer import Progress
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
@@ -196,13 +206,18 @@ def main(argv: list[str]) -> None:
     row = {"split": FLAGS.split, "mask": FLAGS.mask, "seed": FLAGS.seed}
     row |= {"num_examples": len(x), "num_completions": budget.num_completions}
     row |= {"num_particles": method.num_particles, "num_steps": method.num_steps}
-    row |= _numbers(result, x, missing) | _legal(dataset, result.x)
+    draws = check_importance_samples(model, LOG_PX_DRAWS)  # of log P(x)
+    row |= {"estimate": model.estimate.value, "num_importance_samples": draws}
+    row |= _numbers(result, x, missing, found.data.get("end"))
+    if dataset.support is not None:  # how many completions can occur
+        every = result.x.reshape(-1, *dataset.shape)
+        row |= legality(dataset.support.facts(every))
     _report(row)
     picture = None
     if len(model.shape) == 3 or dataset.name in SIZES:
         picture = _picture(x, result.x, missing, model.num_values)
     if len(model.shape) != 3:
-        lines = _lines(x, result.x, missing, found.data["symbols"])
+        lines = _lines(x, result.x, missing, found.data)
         print("\n".join(lines[: 4 * (budget.num_completions + 3)]))
         row["lines"] = lines
     stem = f"complete-{FLAGS.split}-{os.path.basename(FLAGS.mask)}"

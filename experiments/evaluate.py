@@ -53,15 +53,15 @@ def define_flags() -> None:
 def _load_dataset(trained, name, data_dir):
     """The data set of the run, or another one that the model can score."""
     from gm import data
+    from gm.trained import read_dataset
 
+    if not name:
+        return read_dataset(trained, data_dir)
     config = trained.config
     dataset = data.load(
-        name or config.dataset,
-        resolution=config.resolution,
-        data_dir=data_dir or config.data_dir,
+        name, resolution=config.resolution, data_dir=data_dir or config.data_dir
     )
-    if name:
-        dataset = data.encode_like(dataset, trained.data["symbols"])
+    dataset = data.encode_like(dataset, trained.data["symbols"])
     model = trained.model
     if dataset.shape != model.shape or dataset.num_values > model.num_values:
         raise InputError(
@@ -74,11 +74,6 @@ def _load_dataset(trained, name, data_dir):
         raise InputError(
             f"--dataset={dataset.name}: its condition is {theirs}; the run needs its own, "
             f"{model.cond.label}"
-        )
-    if not name and dataset.preprocessing != trained.data["preprocessing"]:
-        raise InputError(
-            f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
-            f"the run was trained with {trained.data['preprocessing']!r}"
         )
     return dataset
 

@@ -72,19 +72,22 @@ def _memorisation(found: dict[str, Any], split: str) -> str:
 
 
 def _bayes(found: dict[str, Any], split: str) -> str:
+    exact = found["bits_gained_bound"] == "exact"
+    about, of = ("", "") if exact else ("about ", ", a difference of two bounds")
     return (
         f"as a classifier of {found['count']} ({found['estimate']}, "
         f"{found['num_importance_samples']} draws): {found['accuracy']:.1%} ± "
         f"{found['accuracy_standard_error']:.1%} right, calibration error "
-        f"{found['calibration_error']:.3f}; the class tells {found['bits_gained']:.2f} "
-        f"± {found['bits_gained_standard_error']:.2f} bits of x (and has "
-        f"{found['bits_of_condition']:.2f})"
+        f"{found['calibration_error']:.3f}; the class tells {about}"
+        f"{found['bits_gained']:.2f} ± {found['bits_gained_standard_error']:.2f} bits of "
+        f"x{of} (and has {found['bits_of_condition']:.2f})"
     )
 
 
 def _support(found: dict[str, Any], split: str) -> str:
-    facts = ", ".join(f"{k} {v:.1%}" for k, v in found["facts"].items())
-    told = f"{found['legal']:.1%} of samples can occur ({facts})"
+    from gm.gap import legality_text
+
+    told = legality_text(found, "samples")
     if "agrees" in found:
         told += f"; {found['agrees']:.1%} are nearest to what was asked for"
     return told
@@ -136,18 +139,13 @@ def main(argv: list[str]) -> None:
     """Judges one run."""
     launcher.refuse_arguments(argv)
     _check_flags()
-    from gm import data, evaluate, judge, trained
+    from gm import evaluate, judge, trained
     from gm.writer import Progress
 
     found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
     config, model = found.config, found.model
     evaluate.check_importance_samples(model, FLAGS.num_importance_samples)
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
-    split: Any = dataset.split(FLAGS.split)
+    dataset, split = launcher.load_split(found, FLAGS.split)
     progress = Progress("sampling", min(FLAGS.num_samples, len(split)))
     sets = judge.gather(
         model,

@@ -1,6 +1,7 @@
 """What the launchers share: flags from dataclasses, and one line for a user's mistake."""
 
 import dataclasses
+import hashlib
 import logging as stdlib_logging
 import os
 import sys
@@ -204,34 +205,23 @@ def run_config(*required: str) -> RunConfig:
     )
 
 
+def load_dataset(found: Any) -> Any:
+    """The data set of a run, a `Trained`, read again, from --data_dir if it is given."""
+    from gm.trained import read_dataset
+
+    return read_dataset(found, FLAGS.data_dir)
+
+
 def load_split(found: Any, name: str) -> tuple[Any, Any]:
-    """The data set of a run, read again, and one of its splits.
-
-    Args:
-      found: the run, a `Trained`.
-      name: train, valid or test; --data_dir says where to look, else the run does.
-
-    Raises:
-      InputError: a split that is drawn anew, or another preprocessing than the run's.
-    """
+    """`load_dataset`, and one of its splits; InputError for one that is drawn anew."""
     from gm import data
 
-    config = found.config
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
+    dataset = load_dataset(found)
     split = dataset.split(name)
     if isinstance(split, data.Fresh):
         raise InputError(
             f"--split={name}: {dataset.name} draws it anew at each step; "
             "give valid or test"
-        )
-    if dataset.preprocessing != found.data["preprocessing"]:
-        raise InputError(
-            f"{dataset.name}: the preprocessing is now {dataset.preprocessing!r}, "
-            f"the run was trained with {found.data['preprocessing']!r}"
         )
     return dataset, split
 
@@ -281,8 +271,12 @@ def write_application(
 
 
 def safe_name(text: str) -> str:
-    """The text with what a file name should not hold replaced by underscores."""
-    return "".join(c if c.isalnum() or c in "-_=." else "_" for c in text)
+    """The text with what a file name should not hold as _; a long one ends in a hash."""
+    name = "".join(c if c.isalnum() or c in "-_=." else "_" for c in text)
+    if len(name.encode()) <= 200:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name.encode()[:180].decode(errors='ignore')}-{digest}"
 
 
 def _use_compilation_cache():
@@ -338,6 +332,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return main(argv)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except MemoryError as error:
+            print(f"error: {error or 'no memory'}; ask for less", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -59,7 +59,7 @@ def _load(path: str, flag: str) -> Any:
     """A trained run without a condition, of which outliers would have none."""
     from gm import trained
 
-    found = trained.load(path, FLAGS.checkpoint)
+    found = trained.load(path, FLAGS.checkpoint, flag=flag)
     if found.model.cond is not None:
         raise InputError(
             f"--{flag}={path}: the run is conditional ({found.model.cond.label}), and "
@@ -87,6 +87,8 @@ def _beside(flag: str, inlier: Any, inliers: list[Any]) -> list[Any]:
                 f"--background={path}: trained as any other run; give one that was "
                 "trained with --augmentation=mutate:RATE, such as mutate:0.2"
             )
+        if found.run.path.samefile(inlier.run.path):
+            raise InputError(f"--{flag}={path}: is the --inlier itself; give another")
         if inlier in of:
             chosen.append(Fitted(found.model, found.params))
     return chosen
@@ -117,18 +119,6 @@ def _models(inlier: Any, inliers: list[Any]) -> Any:
         tuple(_beside("ensemble", inlier, inliers)),
         FLAGS.num_importance_samples,
         FLAGS.group_size,
-    )
-
-
-def _dataset(inlier: Any) -> Any:
-    """The data set of a run."""
-    from gm import data
-
-    config = inlier.config
-    return data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
     )
 
 
@@ -171,6 +161,16 @@ def _title(inlier: Any, row: dict[str, Any], task: str) -> str:
     )
 
 
+def _check_groups(given: dict[str, Any]) -> None:
+    """InputError for a set of fewer examples than a group has."""
+    for name, x in given.items():
+        if len(x) < FLAGS.group_size:
+            raise InputError(
+                f"--group_size={FLAGS.group_size}: {name} has {len(x)} examples; give "
+                f"at most as many"
+            )
+
+
 def _compare(inlier: Any, inliers: list[Any], wanted: list[str]) -> None:
     """Prints and writes how well each score tells each set of outliers from inliers."""
     from gm import outliers
@@ -178,21 +178,21 @@ def _compare(inlier: Any, inliers: list[Any], wanted: list[str]) -> None:
     from gm.rundir import write_whole
     from gm.writer import Progress
 
-    models, dataset, count = (
-        _models(inlier, inliers),
-        _dataset(inlier),
-        FLAGS.num_examples,
-    )
+    models, count = _models(inlier, inliers), FLAGS.num_examples
+    dataset = launcher.load_dataset(inlier)
     outliers.choose(models, FLAGS.scores)  # a mistake is told before any work
     x = sets.take(dataset.test, count, FLAGS.seed)
     fit = sets.take(dataset.split(FLAGS.fit_split), count, FLAGS.seed)
     data_dir = FLAGS.data_dir or inlier.config.data_dir
+    labels = sets.labels(wanted)
     given = {
-        sets.label(name): sets.outliers(
+        labels[name]: sets.outliers(
             name, dataset, x, data_dir=data_dir, seed=FLAGS.seed
         )
         for name in wanted
     }
+    if "typicality_group" in FLAGS.scores:
+        _check_groups({"the inlier's test split": x, **given})
     progress = Progress("scoring", len(outliers.SCORES) * (len(given) + 1))
     found = outliers.compare(
         models, fit, x, given, FLAGS.scores, seed=FLAGS.seed, progress=progress.update
@@ -218,7 +218,8 @@ def _rank(inlier: Any) -> None:
     from gm.outliers import sets
     from gm.writer import Progress, image_grid
 
-    models, dataset = _models(inlier, [inlier]), _dataset(inlier)
+    models = _models(inlier, [inlier])
+    dataset = launcher.load_dataset(inlier)
     chosen, _ = outliers.choose(models, FLAGS.scores)
     names = [name for name, how in chosen.items() if not how.of_groups]
     if not FLAGS.scores:  # that which most often works
@@ -278,6 +279,8 @@ def main(argv: list[str]) -> None:
             f"give --num_examples={FLAGS.group_size} or more"
         )
     inlier = _load(FLAGS.inlier, "inlier")
+    if FLAGS.rank and (FLAGS["outliers"].present or FLAGS.reverse):
+        raise InputError(f"--rank={FLAGS.rank}: leave it or --outliers, --reverse out")
     if FLAGS.rank:
         _rank(inlier)
         return
@@ -287,6 +290,11 @@ def main(argv: list[str]) -> None:
         _compare(inlier, [inlier], FLAGS.outliers)
         return
     other = _load(FLAGS.reverse, "reverse")
+    if _of_same_data(inlier, other):
+        raise InputError(
+            f"--reverse={FLAGS.reverse}: trained on the inlier's own data, "
+            f"{inlier.config.dataset}; give a run on others"
+        )
     pair = [inlier, other]
     for one, against in (pair, pair[::-1]):
         wanted = [against.config.dataset, *FLAGS.outliers]

@@ -113,6 +113,11 @@ def _conditions(found: Any) -> tuple[Any, Any, int, int | None]:
                 f"multiple of {len(rows)}"
             )
         columns //= len(rows)
+        if columns < 2 and not all(np.array_equal(*row) for row in rows):
+            raise InputError(
+                f"--num_samples={count}: a row of A..B shows both ends; give "
+                f"{2 * len(rows)} or more"
+            )
         cond, numbers = lay_out(rows, columns)
         return cond, numbers, len(cond), columns if several else None
     count = count or 64
@@ -149,7 +154,7 @@ def _output(found: Any, image: bool) -> Path:
     for name in ("seed", *_OUTSIDE, "cond", "prompt", "set"):
         if FLAGS[name].present:
             stem += f"_{name}={FLAGS[name].value}"
-    stem = launcher.safe_name(stem)[:200]
+    stem = launcher.safe_name(stem)
     return found.run.path / "samples" / f"{stem}{'.png' if image else '.txt'}"
 
 
@@ -159,7 +164,7 @@ def main(argv: list[str]) -> None:
     _check_flags()
     import numpy as np
 
-    from gm import generate, trained
+    from gm import gap, generate, trained
     from gm.data import puzzles, texts
     from gm.rundir import write_whole
     from gm.writer import Progress, image_grid
@@ -202,6 +207,7 @@ def main(argv: list[str]) -> None:
         net = output.with_name(f"{output.stem}-unfolded.png")
         launcher.write_picture(net, image_grid(puzzles.nets(x), 256, columns))
         print(f"the same, unfolded: {net}")
+        print(gap.legality_text(gap.legality(puzzles.invariants(x)), "them"))
     if found.data["symbols"] and found.data.get("end") is not None:
         full = int(texts.is_full(x, found.data["end"]).sum())
         if full:

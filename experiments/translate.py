@@ -46,27 +46,9 @@ def _check_flags() -> None:
         raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
     if not 0 <= FLAGS.seed < 2**31:
         raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
-    if FLAGS.unpaired and FLAGS.source_run:
-        raise InputError("--source_run: is for pairs; leave it or --unpaired out")
-
-
-def _load(path: str, checkpoint: str) -> tuple[Any, Any]:
-    """(the run, its data set), the split being one that is not drawn anew."""
-    from gm import data, trained
-
-    found = trained.load(path, checkpoint)
-    config = found.config
-    dataset = data.load(
-        config.dataset,
-        resolution=config.resolution,
-        data_dir=FLAGS.data_dir or config.data_dir,
-    )
-    if isinstance(dataset.split(FLAGS.split), data.Fresh):
-        raise InputError(
-            f"--split={FLAGS.split}: {dataset.name} draws it anew at each step; "
-            "give valid or test"
-        )
-    return found, dataset
+    for name in ("source_run", "temperature", "num_outputs"):
+        if FLAGS.unpaired and FLAGS[name].present:
+            raise InputError(f"--{name}: is for pairs; leave it or --unpaired out")
 
 
 def _nats(found: Any, dataset: Any, x: Any, cond: Any) -> tuple[Any, int, str]:
@@ -160,7 +142,6 @@ def _paired(found: Any, dataset: Any) -> None:
     from gm.data.translated import find_task
 
     model, split = found.model, dataset.split(FLAGS.split)
-    _check_paired(model)
     count = min(FLAGS.num_examples, len(split))
     chosen = np.random.default_rng(FLAGS.seed).permutation(len(split))[:count]
     y, s = split.batch(np.sort(chosen))
@@ -233,12 +214,12 @@ def _print_paired(row: dict[str, Any], num_values: int) -> None:
 
 def _whole_images(found: Any, dataset: Any) -> None:
     """Writes and prints the bits of source and image together."""
-    from gm import tables, translate
+    from gm import tables, trained, translate
     from gm.data.translated import images_name
     from gm.evaluate import provenance, write_result
     from gm.results import unit_name
 
-    source, sources = _load(FLAGS.source_run, "best")
+    source = trained.load(FLAGS.source_run, flag="source_run")
     wanted = "source:" + found.config.dataset.partition(":")[2]
     given, config = source.config, found.config
     if (given.dataset, given.resolution) != (wanted, config.resolution):
@@ -246,6 +227,7 @@ def _whole_images(found: Any, dataset: Any) -> None:
             f"--source_run={FLAGS.source_run}: trained on {given.dataset} at resolution "
             f"{given.resolution}; give a run on {wanted} at {config.resolution}"
         )
+    sources = launcher.load_dataset(source)
     row, nats = translate.whole_images(found, source, dataset, sources, FLAGS.split)
     row |= {"resolution": config.resolution, "source_run": str(source.run.path)}
     stem = f"whole-{FLAGS.split}"
@@ -327,7 +309,7 @@ def _print_unpaired(row: dict[str, Any]) -> None:
     if c["images_that_overflow"]:
         print(
             f"  {c['images_that_overflow']} images are too unlikely in the other domain "
-            "for its inverse, which overflows: they are black, and not in these figures"
+            "for its inverse, which overflows: black, and not in the mean and the most"
         )
     for name, d in row["domains"].items():
         error = d["standard_error_bits_per_dim"]
@@ -350,13 +332,17 @@ def main(argv: list[str]) -> None:
     """Translates."""
     launcher.refuse_arguments(argv)
     _check_flags()
-    found, dataset = _load(FLAGS.workdir, FLAGS.checkpoint)
+    from gm import trained
+
+    found = trained.load(FLAGS.workdir, FLAGS.checkpoint)
+    dataset = launcher.load_split(found, FLAGS.split)[0]
     if FLAGS.unpaired:
         _unpaired(found, dataset)
         return
-    _paired(found, dataset)
-    if FLAGS.source_run:
+    _check_paired(found.model)
+    if FLAGS.source_run:  # first, so that a mistake is told before anything is written
         _whole_images(found, dataset)
+    _paired(found, dataset)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Classifier:
         for weight, bias in zip(net.coefs_[:-1], net.intercepts_[:-1], strict=True):
             h = np.maximum(h @ weight + bias, 0)
         logits = h @ net.coefs_[-1] + net.intercepts_[-1]
-        if logits.shape[1] == 1:  # of two classes scikit-learn keeps one logit
+        if len(net.classes_) == 2:  # of which scikit-learn keeps one logit
             logits = np.concatenate([-logits, logits], axis=1)
         return net.classes_[logits.argmax(1)], h.astype(np.float64)
 
@@ -59,17 +59,19 @@ def fit_classifier(
 ) -> Classifier:
     """Trains a classifier on integers [N, *shape] with labels [N].
 
-    Adam, until a tenth that is held out of it gets no better for some passes.
+    Adam, until a tenth that is held out of it gets no better for some passes; until the
+    loss does, where a tenth has not room for every class, or a class has one example.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
+    sizes = np.unique(labels, return_counts=True)[1]
     network = MLPClassifier(
         HIDDEN,
         alpha=1e-3,
         learning_rate_init=2e-3,
         max_iter=MAX_EPOCHS if len(x) >= 10_000 else 5 * MAX_EPOCHS,
-        early_stopping=True,
+        early_stopping=bool(sizes.min() > 1 and len(x) / 10 >= max(2, len(sizes))),
         n_iter_no_change=3 if len(x) >= 10_000 else 15,
         random_state=seed,
     )

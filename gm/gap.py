@@ -65,6 +65,19 @@ def check_samples(
     return judge_samples(x, dataset, given)
 
 
+def legality(facts: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Legal: the fraction of which all facts (bool [N] each) hold; facts: of each one."""
+    legal = np.all(list(facts.values()), axis=0)
+    held = {name: float(fact.mean()) for name, fact in facts.items()}
+    return {"legal": float(legal.mean()), "facts": held}
+
+
+def legality_text(found: dict[str, Any], what: str) -> str:
+    """The same as a phrase, of `what`."""
+    facts = ", ".join(f"{name} {held:.1%}" for name, held in found["facts"].items())
+    return f"{found['legal']:.1%} of {what} can occur ({facts})"
+
+
 def judge_samples(
     x: np.ndarray, dataset: Dataset, cond: np.ndarray | None = None
 ) -> dict[str, Any]:
@@ -75,15 +88,14 @@ def judge_samples(
     support, count = dataset.support, len(x)
     assert support is not None
     facts = support.facts(x)
-    legal = np.all(list(facts.values()), axis=0)
+    possible = x[np.all(list(facts.values()), axis=0)]
     true, _ = dataset.test.batch(np.arange(min(count, len(dataset.test))))
     found = {
         "count": count,
-        "legal": float(legal.mean()),
-        "facts": {name: float(held.mean()) for name, held in facts.items()},
-        "distinct": len({e.tobytes() for e in x[legal]}),
+        **legality(facts),
+        "distinct": len({e.tobytes() for e in possible}),
         "distinct_true": len({e.tobytes() for e in true}),
-        "uniformity_p": _uniformity(support, x[legal]) if cond is None else None,
+        "uniformity_p": _uniformity(support, possible) if cond is None else None,
     }
     if cond is not None and support.agrees is not None:
         found["agrees"] = float(support.agrees(x, cond).mean())

@@ -7,8 +7,8 @@ only.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -184,9 +184,11 @@ def _parse(spec, item, text):
 
 def _label(spec, item, text):
     names = list(spec.names)
-    label = (
-        names.index(item) if item in names else int(item) if item.isdecimal() else -1
-    )
+    label = -1
+    if item in names:
+        label = names.index(item)
+    elif item.isdecimal() and len(item) < 10:
+        label = int(item)
     if not 0 <= label < spec.size:
         told = ", ".join(names) if names else f"0 to {spec.size - 1}"
         raise InputError(f"--cond={text}: {item!r} is no class; give one of {told}")
@@ -194,12 +196,16 @@ def _label(spec, item, text):
 
 
 def _number(item, text):
-    try:
-        return float(Fraction(item.strip()))
-    except (ValueError, ZeroDivisionError, OverflowError):
+    top, slash, below = item.partition("/")
+    try:  # no Fraction: that of 1e9999999 has as many digits
+        number = float(top) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
         raise InputError(
             f"--cond={text}: {item.strip()!r} is no number; give such as 0.25 or 4/16"
-        ) from None
+        )
+    return number
 
 
 def _point(spec, item, text):

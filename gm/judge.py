@@ -18,6 +18,7 @@ from gm.data.dataset import Dataset, Fresh, Split, WindowSplit
 from gm.errors import InputError
 from gm.evaluate import check_importance_samples
 from gm.model import LikelihoodModel
+from gm.spec import Estimate
 
 MAX_TRAIN = 60_000  # training examples among which the nearest is sought
 MAX_SAMPLES = 10_000  # distances of all pairs are held in memory
@@ -133,6 +134,10 @@ def judge(
             "count": len(x),
             "estimate": model.estimate.value,
             "num_importance_samples": draws,
+            # Else it is the difference of two bounds.
+            "bits_gained_bound": "exact"
+            if model.estimate is Estimate.EXACT
+            else "neither",
         }
     if len(row) == 1:
         raise InputError(

@@ -115,6 +115,48 @@ def load(
     return Trained(config, data, model, params, f"{kind}, step {step}", meta, run)
 
 
+def read_dataset(found: Trained, data_dir: str | None = None) -> Dataset:
+    """The data set of a run, read again.
+
+    Raises:
+      InputError: it is no more what the run was trained on.
+    """
+    from gm import data
+
+    config = found.config
+    dataset = data.load(
+        config.dataset,
+        resolution=config.resolution,
+        data_dir=data_dir or config.data_dir,
+    )
+    check_same_data(found, dataset)
+    return dataset
+
+
+def check_same_data(found: Trained, dataset: Dataset) -> None:
+    """InputError unless a data set, read again, is of what the run was trained on."""
+    now = describe(dataset, conditional=False)
+    told = {
+        "preprocessing": "preprocessing is",
+        "symbols": "symbols are",
+        "shape": "shape is",
+        "num_values": "number of values is",
+    }
+    for name, what in told.items():
+        if now[name] != found.data[name]:
+            raise InputError(
+                f"{dataset.name}: the {what} now {now[name]!r}, the run was trained "
+                f"with {found.data[name]!r}"
+            )
+    own = found.model.cond and dataclasses.replace(found.model.cond, optional=False)
+    if own is not None and dataset.cond != own:
+        label = dataset.cond.label if dataset.cond else "none"
+        raise InputError(
+            f"{dataset.name}: the condition is now {label}, the run was trained with "
+            f"{own.label}"
+        )
+
+
 def initial_params(path: str, model: LikelihoodModel) -> Any:
     """The parameters of another run, or of an exported one, to begin a training with.
 

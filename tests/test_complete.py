@@ -14,7 +14,7 @@ from gm import complete
 from gm import model as gm_model
 from gm.audit.subject import SPACES, parameters, quick_jit
 from gm.bounds import logmeanexp
-from gm.complete.masks import parse_mask
+from gm.complete.masks import count_characters, parse_mask
 from gm.errors import InputError
 from gm.model import LikelihoodModel, load_model
 from gm.spec import Estimate
@@ -250,6 +250,13 @@ def test_masks_hide_what_they_say():
     assert (random != parse_mask("random:0.25", shape, 1)).any()
 
 
+def test_padding_is_no_hidden_character():
+    x = np.array([[2, 1, 0, 0, 0], [1, 2, 1, 2, 0], [0, 0, 0, 0, 0]])
+    right = np.array([False, False, True, True, True])
+    assert count_characters(x, right, 0) == 1 + 3 + 0
+    assert count_characters(x, ~right, 0) == 2 + 2 + 1
+
+
 def test_masks_are_read_from_files(tmp_path):
     hidden = np.zeros((4, 6), bool)
     hidden[1, 2:] = True
@@ -311,6 +318,7 @@ def test_the_launcher_writes_a_row_and_a_picture(tmp_path):
     stem = path / "applications" / "complete-test-bottom-num_completions=2"
     row = json.loads(stem.with_name(f"{stem.name}-num_examples=3.json").read_text())
     assert row["exact_draws"]
+    assert (row["estimate"], row["num_importance_samples"]) == ("exact", 1)
     assert row["bits_per_missing_dim"] > 0
     picture = Image.open(stem.with_name(f"{stem.name}-num_examples=3.png"))
     assert picture.width > picture.height  # 4 tiles in each of 3 rows

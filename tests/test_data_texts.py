@@ -3,13 +3,14 @@
 import dataclasses
 import gzip
 import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import generate, judge
+from gm import generate, judge, trained
 from gm.audit.subject import SPACES, parameters, quick_jit
 from gm.data import load, texts
 from gm.errors import InputError
@@ -142,3 +143,20 @@ def test_what_holds_no_texts_is_refused(name, data, part, tmp_path):
     with pytest.raises(InputError, match=part) as caught:
         texts.load(f"texts:{path}")
     assert str(path) in str(caught.value)
+
+
+def test_a_run_is_told_that_its_texts_have_changed(tmp_path):
+    path = tmp_path / "quotes.txt"
+
+    def read(more):
+        path.write_text("".join(f"text {i:02d}{more}\n" for i in range(40)))
+        return load(f"texts:{path}")
+
+    before = read("z")
+    module = load_model("made")
+    model = module.Model(shape=before.shape, num_values=before.num_values)
+    data = trained.describe(before, conditional=False)
+    run = types.SimpleNamespace(model=model, data=data)
+    trained.check_same_data(run, before)
+    with pytest.raises(InputError, match="the symbols are now .*, the run was trained"):
+        trained.check_same_data(run, read("b"))  # as many, of which one is another

@@ -176,3 +176,14 @@ def test_a_result_below_the_floor_is_reported_as_a_bug():
     assert not results.below_floor(row | {"nats": dataset.entropy_nats - 0.05})
     assert not results.below_floor(row | {"entropy_floor_nats": None})
     assert isinstance(dataset.test, ArraySplit)
+
+
+def test_legal_is_what_all_facts_hold_of():
+    facts = {
+        "cubies": np.array([1, 1, 1, 0], bool),
+        "twist": np.array([1, 0, 1, 1], bool),
+    }
+    found = gap.legality(facts)
+    assert found == {"legal": 0.5, "facts": {"cubies": 0.75, "twist": 0.75}}
+    said = "50.0% of samples can occur (cubies 75.0%, twist 75.0%)"
+    assert gap.legality_text(found, "samples") == said

@@ -192,6 +192,7 @@ SOLIDS = CondSpec("real", 2, ("width", "height"), (0.1, 0.1), (0.9, 0.9))
     [
         (TEN, "cow", ("'cow' is no class", "cat, dog, 7")),
         (TEN, "cat;3", ("'3' is no class",)),
+        (TEN, "9" * 5000, ("is no class",)),
         (TEN, "cat..dog", ("nothing between two classes", "by ;")),
         (SOLIDS, "0.5", ("give 2 numbers", "width (0.1 to 0.9)")),
         (SOLIDS, "widht=0.5,height=0.5", ("'widht'", "did you mean width?")),
@@ -200,6 +201,7 @@ SOLIDS = CondSpec("real", 2, ("width", "height"), (0.1, 0.1), (0.9, 0.9))
         (SOLIDS, "width=2,height=0.5", ("width is 2", "0.1 to 0.9")),
         (SOLIDS, "nan,0.5", ("'nan' is no number",)),
         (SOLIDS, "1/0,0.5", ("'1/0' is no number",)),
+        (SOLIDS, "1e99999999,0.5", ("'1e99999999' is no number",)),
         (SOLIDS, ".2,.2..,.3", ("is no number",)),
         (SOLIDS, ".2,.2...3,.3..4,.4", ("",)),
     ],

@@ -90,7 +90,13 @@ def test_resampled_measures_are_those_of_scikit_learn():
         assert found["auroc"][i] == pytest.approx(expected)
         expected = average_precision_score(labels, scores, sample_weight=weight)
         assert found["aupr"][i] == pytest.approx(expected)
-    assert found["fpr95"][0] == measures(scores[:50], scores[50:])["fpr95"].value
+    shown = {k: v.value for k, v in measures(scores[:50], scores[50:]).items()}
+    assert shown == pytest.approx({k: v[0] for k, v in found.items()})
+
+
+def test_inliers_flagged_where_scores_are_equal():
+    tied = np.arange(100.0)  # one of each side at every score
+    assert measures(tied, tied)["fpr95"].value == pytest.approx(0.95)
 
 
 def test_a_score_that_is_not_finite_is_the_most_outlying():
@@ -261,6 +267,30 @@ def test_inliers_are_no_outliers_by_any_score(made):
     }
 
 
+def test_what_is_not_finite_is_most_outlying_and_fits_no_score(monkeypatch):
+    seen = draw(60, 1)
+
+    def lost(model, params, x, draws=1):
+        nats = x.sum((1, 2, 3)).astype(float)
+        return np.where(x[:, 0, 0, 0] == 0, np.inf, nats), {}
+
+    def norms(model, params, x):
+        return x.std((1, 2, 3)) + 1
+
+    monkeypatch.setattr(statistics, "log_likelihoods", lost)
+    monkeypatch.setattr(statistics, "gradient_norms", norms)
+    names = ["typicality", "dose", "dose_svm"]
+    found, _ = score(Models(fitted("independent")), seen, {"x": seen}, names)
+    for values in found.values():
+        np.testing.assert_array_equal(np.isfinite(values["x"]), seen[:, 0, 0, 0] > 0)
+    none = np.zeros_like(seen)  # no one is left to fit a score on
+    left_out = score(Models(fitted("independent")), none, {"x": seen})[1]
+    assert "finite" in left_out["typicality"]
+    assert "finite" in left_out["dose"]
+    with pytest.raises(InputError, match="--scores=dose: fewer than two"):
+        score(Models(fitted("independent")), none, {"x": seen}, ["dose"])
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -311,11 +341,18 @@ def test_illegal_cubes_have_all_pieces_and_one_that_is_turned(draw):
         assert 60 < (~facts["edge_flip"]).sum() < 140
 
 
+def test_paths_that_end_alike_are_told_apart():
+    names = ["noise", "files:a/x", "files:b/x", "files:c/y", "noise"]
+    shown = ["noise", "files:a/x", "files:b/x", "files:y"]
+    assert list(sets.labels(names).values()) == shown
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [
         ("nois", "did you mean noise?"),
         ("illegal", "digits is no puzzle"),
+        ("digits", "is the inlier's own data"),
         ("pocket_cube", "its examples are 24 of 6 values, those of digits 8x8x1 of 17"),
         ("files:nowhere", "there is no nowhere"),
     ],
@@ -362,6 +399,13 @@ def test_a_group_larger_than_the_set_is_refused():
     one_error(launch("outliers", *args), "--group_size=10", "--num_examples=10")
 
 
+def test_a_group_larger_than_a_set_is_refused(run, tmp_path):
+    np.save(tmp_path / "few.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    args = ("--num_examples=50", f"--outliers=files:{tmp_path}/few.npy")
+    outcome = launch("outliers", f"--inlier={run}", "--scores=typicality_group", *args)
+    one_error(outcome, "--group_size=10", "files:few.npy has", "examples")
+
+
 def test_a_folder_is_ranked(run, tmp_path):
     digits = data.load("digits")
     x = digits.test.batch(np.arange(9))[0]
@@ -399,3 +443,21 @@ def test_a_folder_without_images(run, tmp_path):
 def test_a_background_of_unchanged_examples_is_refused(run):
     args = (f"--inlier={run}", f"--background={run}", "--outliers=noise")
     one_error(launch("outliers", *args), f"--background={run}", "--augmentation=mutate")
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("--ensemble={run} --outliers=noise", "is the --inlier itself"),
+        slow("--background=none", "--background=none: no run here"),
+        slow("--reverse={run}", "trained on the inlier's own data, digits"),
+        slow("--rank={run} --outliers=noise", "leave it or --outliers, --reverse out"),
+    ],
+)
+def test_another_run_that_cannot_serve_is_refused(run, flags, part):
+    args = flags.format(run=run).split()
+    one_error(launch("outliers", f"--inlier={run}", *args), part)

@@ -157,6 +157,14 @@ def test_the_classifier_learns_digits_and_is_the_same_again():
     assert few[0].digest == few[1].digest != few[2].digest
 
 
+@pytest.mark.parametrize("labels", [[0] * 29 + [1], [0] * 30, range(3)])
+def test_a_class_of_one_example_is_learnt_too(labels):
+    x = np.random.default_rng(0).integers(0, 17, (len(labels), 4, 4, 1))
+    classes, features = classify.fit_classifier(x, np.asarray(labels), 17)(x)
+    assert set(classes) <= set(labels)
+    assert np.isfinite(features).all()
+
+
 # Solids.
 
 

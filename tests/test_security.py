@@ -62,6 +62,7 @@ def test_file_names_stay_in_their_folder(text):
         assert path.resolve().parent == Path("/root/of/runs")
         assert name.isprintable()
         assert "/" not in name
+    assert len(launcher.safe_name(text * 9).encode()) <= 200
 
 
 FLOATS = [f.name for f in dataclasses.fields(TrainConfig) if f.type is float]

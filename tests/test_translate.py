@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm import data, translate, unpaired
+from gm import data, gap, translate, unpaired
 from gm.audit.subject import Space, parameters, quick_jit
 from gm.config import RunConfig
 from gm.data import tasks
@@ -140,6 +140,14 @@ def write_images(folder, names, size, value):
         Image.fromarray(x).save(folder / f"{name}.png")
 
 
+def test_solids_are_judged_given_a_source_too():
+    dataset = data.load("translate:superres:2:solids", resolution=8)
+    x, source = dataset.test.batch(np.arange(3))
+    found = gap.judge_samples(x, dataset, source)
+    assert found["legal"] == 1
+    assert "agrees" not in found  # a source is no dimensions
+
+
 def test_pairs_from_two_folders_go_by_name(tmp_path):
     names = [f"{i:02d}" for i in range(20)]
     write_images(tmp_path / "a", names, 4, 0)
@@ -165,6 +173,7 @@ def test_pairs_from_two_folders_go_by_name(tmp_path):
         ("translate:superres:digits", "give superres:N"),
         ("translate:inpaint:middle:digits", "one of left, right"),
         ("translate:denoise:40:digits", "noise of up to 40 on 17 values"),
+        ("translate:edges:8:digits", "8 levels, of which 7 can occur"),
         ("translate:superres:2:sayings", "takes images"),
         ("translate:superres:2", "no data set; give translate:TASK:NAME"),
         ("translate:superres:2:digit", "did you mean digits?"),
@@ -450,3 +459,16 @@ def test_outputs_of_another_temperature_are_told_and_say_nothing_of_the_model(ru
 def test_an_unconditional_run_is_refused(runs):
     outcome = launch("translate", f"--workdir={runs / 'source'}")
     one_error(outcome, runs / "source", "unconditional", "--conditional")
+
+
+def test_a_source_run_of_other_data_is_refused_before_anything_is_written(runs):
+    run = runs / "translate"
+    args = (f"--workdir={run}", f"--source_run={run}", "--num_examples=7")
+    outcome = launch("translate", *args)
+    one_error(outcome, f"--source_run={run}", "give a run on source:superres:2:digits")
+    assert not list(run.glob("applications/*num_examples=7*"))
+
+
+def test_flags_of_pairs_are_refused_where_there_are_none():
+    outcome = launch("translate", "--workdir=none", "--unpaired", "--temperature=0.5")
+    one_error(outcome, "--temperature: is for pairs; leave it or --unpaired out")

@@ -45,6 +45,12 @@ def parse_mask(text: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.array(hidden)
 
 
+def count_characters(x: np.ndarray, missing: np.ndarray, end: int) -> int:
+    """Hidden symbols of documents [N, L] up to their ends: what follows is padding."""
+    upto = np.arange(x.shape[1]) <= np.argmax(x == end, axis=1)[:, None]
+    return int((upto & missing).sum())
+
+
 def _size(shape):
     return "x".join(map(str, shape))
 

@@ -74,7 +74,7 @@ def _number(name: str, words: Sequence[str], default: int | None) -> int:
     """The task's argument, a whole number from 2."""
     if not words and default is not None:
         return default
-    if not words or not words[0].isdecimal() or int(words[0]) < 2:
+    if not words or not words[0].isdecimal() or not 2 <= float(words[0]) < 1e9:
         raise _refuse(name, f"give {name.split(':')[0]}:N with a whole number from 2")
     return int(words[0])
 
@@ -143,6 +143,8 @@ def _edges(name, words, shape, num_values):
     A level is as wide as a quarter of the largest |dx|; the last is open.
     """
     levels = _number(name, words, 3)
+    if levels > 7:  # |dx| + |dy| is at most 6 times the largest value
+        raise _refuse(name, f"{levels} levels, of which 7 can occur")
     height, width, channels = shape
 
     def magnitude(y):

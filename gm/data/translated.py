@@ -99,8 +99,14 @@ def load(
         made = "; ".join(n for n in (base.preprocessing, task.name) if n != "none")
         return Dataset(name, task.shape, task.num_values, base.unit, **parts,
                        preprocessing=made)  # fmt: skip
+    support = base.support and dataclasses.replace(base.support, agrees=None)
     return dataclasses.replace(
-        base, name=name, cond=_spec(task), cond_entropy_nats=None, **parts
+        base,
+        name=name,
+        cond=_spec(task),
+        cond_entropy_nats=None,
+        support=support,  # what agrees with dimensions cannot be asked of a source
+        **parts,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from gm.errors import InputError
 from gm.outliers.examples import Examples, Fitted, Models
 from gm.outliers.measures import Measure, measures
 from gm.outliers.scores import SCORES, choose
@@ -57,7 +58,13 @@ def score(
     found: dict[str, dict[str, np.ndarray]] = {}
     for i, (name, how) in enumerate(chosen.items()):
         progress(i * len(sets), f"fitting {name}")
-        scorer = how.fit(reference)
+        try:
+            scorer = how.fit(reference)
+        except InputError as error:
+            if names:
+                raise InputError(f"--scores={name}: {error}") from None
+            left_out[name] = str(error)
+            continue
         found[name] = {}
         for j, (where, given) in enumerate(examples.items()):
             progress(i * len(sets) + j, f"{name} of {where}")

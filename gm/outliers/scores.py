@@ -39,15 +39,23 @@ def _likelihood(fit: Examples) -> Scorer:
     return lambda examples: examples.nats
 
 
+def _mean_nats(fit: Examples) -> float:
+    """Over the inliers of which the model is not at a loss."""
+    finite = np.isfinite(fit.nats)
+    if not finite.any():
+        raise InputError("no inlier has a finite likelihood")
+    return float(fit.nats[finite].mean())
+
+
 def _typicality(fit: Examples) -> Scorer:
     """|-log P(x) - H|, H the mean over inliers (Nalisnick et al. 2019b)."""
-    entropy = fit.nats.mean()
+    entropy = _mean_nats(fit)
     return lambda examples: np.abs(examples.nats - entropy)
 
 
 def _typicality_group(fit: Examples) -> Scorer:
     """The same of the mean over groups of examples, all outliers or none: [N / M]."""
-    entropy = fit.nats.mean()
+    entropy = _mean_nats(fit)
 
     def score(examples):
         size = examples.models.group_size
@@ -86,9 +94,14 @@ def _statistics(examples: Examples) -> dict[str, np.ndarray]:
 def _standardised(fit: Examples) -> Callable[[Examples], np.ndarray]:
     """Examples -> [N, S], each statistic with mean 0 and deviation 1 over inliers.
 
-    A statistic that is constant, or a copy of one before it, is left out.
+    A statistic that is constant, or a copy of one before it, is left out; so are inliers
+    of which one is not finite.
     """
     found: dict[str, np.ndarray] = _statistics(fit)
+    finite = np.all([np.isfinite(value) for value in found.values()], axis=0)
+    found = {name: value[finite] for name, value in found.items()}
+    if finite.sum() < 2:
+        raise InputError("fewer than two inliers have statistics that are finite")
     kept: list[str] = []
     for name, value in found.items():
         if value.std() <= 1e-6 * max(1, abs(value.mean())):
@@ -96,6 +109,8 @@ def _standardised(fit: Examples) -> Callable[[Examples], np.ndarray]:
         copies = [abs(np.corrcoef(value, found[k])[0, 1]) > 1 - 1e-6 for k in kept]
         if not any(copies):
             kept.append(name)
+    if not kept:
+        raise InputError("all statistics are the same for every inlier")
     moments = {name: (found[name].mean(), found[name].std()) for name in kept}
 
     def standardise(examples):
@@ -106,27 +121,44 @@ def _standardised(fit: Examples) -> Callable[[Examples], np.ndarray]:
     return standardise
 
 
+def _finite_rows(columns: np.ndarray) -> np.ndarray:
+    return columns[np.isfinite(columns).all(1)]
+
+
+def _of_finite(
+    score: Callable[[np.ndarray], np.ndarray], columns: np.ndarray
+) -> np.ndarray:
+    """Scores [N] of the rows [N, S] that are finite; infinite of the others."""
+    found, held = np.full(len(columns), np.inf), np.isfinite(columns).all(1)
+    if held.any():
+        found[held] = score(columns[held])
+    return found
+
+
 def _dose(fit: Examples) -> Scorer:
     """-sum of log densities of statistics, a KDE each (Morningstar et al. 2021)."""
     standardise = _standardised(fit)
     densities = [
         KernelDensity(bandwidth="scott").fit(column[:, None])
-        for column in standardise(fit).T
+        for column in _finite_rows(standardise(fit)).T
     ]
 
-    def score(examples):
-        columns = standardise(examples).T
-        pairs = zip(densities, columns, strict=True)
+    def score(columns):
+        pairs = zip(densities, columns.T, strict=True)
         return -np.sum([d.score_samples(c[:, None]) for d, c in pairs], axis=0)
 
-    return score
+    return lambda examples: _of_finite(score, standardise(examples))
 
 
 def _dose_svm(fit: Examples) -> Scorer:
     """The same statistics in a one-class SVM (Morningstar et al. 2021)."""
     standardise = _standardised(fit)
-    machine = OneClassSVM(nu=0.1, gamma="scale").fit(standardise(fit))
-    return lambda examples: -machine.decision_function(standardise(examples))
+    machine = OneClassSVM(nu=0.1, gamma="scale").fit(_finite_rows(standardise(fit)))
+
+    def score(columns):
+        return -machine.decision_function(columns)
+
+    return lambda examples: _of_finite(score, standardise(examples))
 
 
 def _likelihood_regret(fit: Examples) -> Scorer:

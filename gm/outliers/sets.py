@@ -1,6 +1,7 @@
 """Sets of outliers: made from the inlier's test examples, or another data set."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -92,6 +93,8 @@ def outliers(
     flag = f"--outliers={name}"
     if name == "illegal" and inlier.name not in SIZES:
         raise InputError(f"{flag}: {inlier.name} is no puzzle ({', '.join(SIZES)})")
+    if name == inlier.name:
+        raise InputError(f"{flag}: is the inlier's own data; give another set")
     if name in MADE:
         return MADE[name](x, inlier.num_values, np.random.default_rng(seed))
     if name not in data.DATASETS and not name.startswith(("files:", "tfds:")):
@@ -126,10 +129,15 @@ def _size(dataset: Dataset) -> str:
     return f"{'x'.join(map(str, dataset.shape))} of {dataset.num_values} values"
 
 
-def label(name: str) -> str:
-    """A set's name in tables: of a path its last part alone."""
-    path = name.removeprefix("files:")
-    return name if path == name else f"files:{Path(path).name}"
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """Sets' names in tables: of a path its last part, where no other ends in the same."""
+
+    def short(name):
+        path = name.removeprefix("files:")
+        return name if path == name else f"files:{Path(path).name}"
+
+    counts = Counter(map(short, dict.fromkeys(names)))
+    return {name: short(name) if counts[short(name)] == 1 else name for name in names}
 
 
 def read_images(root: str, inlier: Dataset) -> tuple[list[Path], np.ndarray]:
