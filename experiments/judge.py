@@ -21,7 +21,9 @@ flags.DEFINE_enum("split", "test", ["valid", "test"], "what samples are compared
 flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
 flags.DEFINE_integer("num_samples", 1000, "how many; at most as the split has")
 flags.DEFINE_integer(
-    "num_bayes", 200, "examples that a class-conditional model classifies; 0: none"
+    "num_bayes",
+    200,
+    "examples that a conditional model classifies (64 at most by dimensions); 0: none",
 )
 flags.DEFINE_integer("num_importance_samples", 1, "draws for each of these")
 flags.DEFINE_integer("batch_size", 250, "samples at a time")
@@ -74,13 +76,17 @@ def _memorisation(found: dict[str, Any], split: str) -> str:
 def _bayes(found: dict[str, Any], split: str) -> str:
     exact = found["bits_gained_bound"] == "exact"
     about, of = ("", "") if exact else ("about ", ", a difference of two bounds")
+    what = "the class tells"
+    who = f"as a classifier of {found['count']}"
+    if found["kind"] == "real":
+        what = "the dimensions tell"
+        who += f" by the dimensions of {found['num_conditions']}"
     return (
-        f"as a classifier of {found['count']} ({found['estimate']}, "
-        f"{found['num_importance_samples']} draws): {found['accuracy']:.1%} ± "
-        f"{found['accuracy_standard_error']:.1%} right, calibration error "
-        f"{found['calibration_error']:.3f}; the class tells {about}"
+        f"{who} ({found['estimate']}, {found['num_importance_samples']} draws): "
+        f"{found['accuracy']:.1%} ± {found['accuracy_standard_error']:.1%} right, "
+        f"calibration error {found['calibration_error']:.3f}; {what} {about}"
         f"{found['bits_gained']:.2f} ± {found['bits_gained_standard_error']:.2f} bits of "
-        f"x{of} (and has {found['bits_of_condition']:.2f})"
+        f"x{of} (of {found['bits_of_condition']:.2f} that there are among these)"
     )
 
 

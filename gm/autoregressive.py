@@ -45,7 +45,11 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
 
 
 class SymbolModel(LikelihoodModel):
-    """Base of models whose network gives each symbol's distribution on its own."""
+    """Base of models whose network gives each symbol's distribution on its own.
+
+    What its parameters mean, say `symbol_log_prob`, `symbol_logits` and `symbol_sample`:
+    a model of which they mean something else overrides all three.
+    """
 
     estimate: ClassVar[Estimate] = Estimate.EXACT
     family: ClassVar[str] = "autoregressive"

@@ -87,43 +87,44 @@ def log_class_frequencies(labels: np.ndarray, size: int) -> np.ndarray:
     return np.log(counts / counts.sum())
 
 
-def class_log_probs(
+def cond_log_probs(
     model: LikelihoodModel,
     params: Any,
     x: np.ndarray,
+    conditions: np.ndarray,
     *,
     draws: int = 1,
     batch_size: int = 100,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Log p(x|c) in nats for every class c, float64 [N, C].
+    """Log p(x|c) in nats of every example for every condition c, float64 [N, C].
 
     What number it is says `model.estimate`; the noise of an example is the same for all
-    classes.
+    conditions.
 
     Args:
-      model, params: of a class condition.
+      model, params: of a conditional model.
       x: integers [N, *shape].
+      conditions: [C, ...], such as the classes.
       draws: of importance weights; 1 where there are none.
       batch_size: examples at a time.
       seed: of the noise.
       progress: called with how many examples are done.
     """
-    assert model.cond is not None
     count, key = len(x), jax.random.key(seed)
     batch_size = min(batch_size, count)
-    log_px = np.empty((count, model.cond.size))
+    log_px = np.empty((count, len(conditions)))
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
         stop = min(start + batch_size, count)
-        for label in range(model.cond.size):
-            cond = np.full(batch_size, label, np.int32)
+        for i, condition in enumerate(conditions):
+            cond = np.stack([condition] * batch_size)
             log_w, _ = example_log_weights(
                 model, params, x[rows], cond, rows.astype(np.int32), key, draws
             )
             found = logmeanexp(np.asarray(log_w, np.float64))
-            log_px[start:stop, label] = found[: stop - start]
+            log_px[start:stop, i] = found[: stop - start]
         if progress is not None:
             progress(stop)
     return log_px
@@ -148,7 +149,7 @@ def bayes_classifier(
 
     Args:
       log_px: log p(x|c) nats, [N, C].
-      labels: true classes, [N].
+      labels: true classes, or the numbers of the true conditions, [N].
       log_pc: log p(c), [C].
 
     Returns:

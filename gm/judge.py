@@ -22,6 +22,7 @@ from gm.spec import Estimate
 
 MAX_TRAIN = 60_000  # training examples among which the nearest is sought
 MAX_SAMPLES = 10_000  # distances of all pairs are held in memory
+MAX_CONDITIONS = 64  # so many squared is how often a model is asked
 _FEWEST = 10  # more than the neighbours that are counted
 
 
@@ -106,7 +107,8 @@ def judge(
       model, params, dataset: what is judged.
       sets: what `gather` gave.
       seed: of classifier, permutations and noise.
-      num_bayes: real examples that the model classifies itself; 0: none.
+      num_bayes: real examples that the model classifies itself; 0: none. By dimensions
+        MAX_CONDITIONS at most, each among the dimensions of all.
       draws: importance weights for each of them.
       progress: called with how many of them are done.
 
@@ -121,30 +123,48 @@ def judge(
         row["support"] = gap.judge_samples(sets.samples, dataset, sets.cond)
     if dataset.symbols is not None:
         row["texts"] = _texts(dataset, sets)
-    classes = model.cond is not None and model.cond.kind == "class"
-    if num_bayes and classes and sets.train_labels is not None:
-        draws = check_importance_samples(model, draws)
-        x, labels = sets.real[:num_bayes], np.asarray(sets.labels)[:num_bayes]
-        log_px = classify.class_log_probs(
-            model, params, x, draws=draws, seed=seed, progress=progress
-        )
-        size = log_px.shape[1]
-        log_pc = classify.log_class_frequencies(sets.train_labels, size)
-        row["bayes"] = classify.bayes_classifier(log_px, labels, log_pc) | {
-            "count": len(x),
-            "estimate": model.estimate.value,
-            "num_importance_samples": draws,
-            # Else it is the difference of two bounds.
-            "bits_gained_bound": "exact"
-            if model.estimate is Estimate.EXACT
-            else "neither",
-        }
+    if num_bayes and model.cond is not None and model.cond.kind != "image":
+        told = _bayes(model, params, sets, num_bayes, draws, seed, progress)
+        row |= {"bayes": told} if told else {}
     if len(row) == 1:
         raise InputError(
             f"--workdir: of {dataset.name} there is nothing to judge: no images, no text "
             "and no known support"
         )
     return row
+
+
+def _bayes(model, params, sets, count, draws, seed, progress):
+    """The model as a classifier: of all classes, or of the examples' own dimensions."""
+    draws = check_importance_samples(model, draws)
+    if model.cond.kind == "class":
+        if sets.train_labels is None:
+            return None
+        candidates, labels = (
+            np.arange(model.cond.size, dtype=np.int32),
+            sets.cond[:count],
+        )
+        log_pc = classify.log_class_frequencies(sets.train_labels, model.cond.size)
+    else:
+        own = sets.cond[: min(count, MAX_CONDITIONS)]
+        candidates, labels, counts = np.unique(
+            own, axis=0, return_inverse=True, return_counts=True
+        )
+        labels, log_pc = labels.reshape(-1), np.log(counts / len(own))
+    x = sets.real[: len(labels)]
+    log_px = classify.cond_log_probs(
+        model, params, x, candidates, draws=draws, seed=seed, progress=progress
+    )
+    exact = model.estimate is Estimate.EXACT
+    return classify.bayes_classifier(log_px, np.asarray(labels), log_pc) | {
+        "count": len(x),
+        "kind": model.cond.kind,
+        "num_conditions": len(candidates),
+        "estimate": model.estimate.value,
+        "num_importance_samples": draws,
+        # Else it is the difference of two bounds.
+        "bits_gained_bound": "exact" if exact else "neither",
+    }
 
 
 def _images(dataset, sets, seed):

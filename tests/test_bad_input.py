@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from launch import REPO, SMALL, flip_bit, largest_file, launch, one_error, start, train
+from marks import slow
 from PIL import Image
 
 SENTENCE = "the cat sat on a mat and looked at it\n"
@@ -39,10 +40,6 @@ def contents(directory):
 
 
 # Flags. Each fails before anything is compiled, and leaves no run directory.
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 from gm import audit
 from gm.audit.subject import parameters
@@ -99,6 +100,27 @@ def test_mixture_is_the_product_of_its_conditionals(name, num_values):
     np.testing.assert_allclose(
         symbols.sum(1), nats(model, bound, x, cond), rtol=1e-4, atol=1e-3
     )
+
+
+DRAWN = ["made", "mixture", "gtm", "independent", "nade", "pixelcnnpp", "transformer"]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("made", "mixture") else slow(n) for n in DRAWN]
+)
+def test_symbols_are_drawn_from_their_distribution(name):
+    """Of 40 values: mixtures of logistics are drawn without their table."""
+    model, bound = make(name, (4,), 40)
+    x = jnp.asarray([[3, 0, 39, 20]])
+    params = model.apply(bound, x, method="conditionals")[0, 2]
+    p = jax.nn.softmax(model.apply(bound, params, method="symbol_logits"))
+    count = 20_000
+    given = (jax.random.key(0), jnp.tile(params, (count, 1)))
+    drawn = model.apply(bound, *given, method="symbol_sample")
+    share = np.bincount(drawn, minlength=40) / count
+    z = (share - p) / np.sqrt(np.maximum(p * (1 - p), 1e-4) / count)
+    assert np.abs(z).max() < 5
+    assert abs(p - 1 / 40).max() > 0.01  # not so even that anything would do
 
 
 def test_mixture_of_one_component_is_independent():

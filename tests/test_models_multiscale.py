@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 from gm import audit
 from gm.audit.subject import parameters, quick_jit
@@ -22,10 +23,6 @@ PIXELCNN = dict(
     base_fields="width=4,depth=1,first_kernel_size=3,head_width=4",
     base_size=2,
 )
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def make(shape, num_values, cond=None, **fields):

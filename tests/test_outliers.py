@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from launch import launch, one_error, train
+from marks import slow
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -443,10 +444,6 @@ def test_a_folder_without_images(run, tmp_path):
 def test_a_background_of_unchanged_examples_is_refused(run):
     args = (f"--inlier={run}", f"--background={run}", "--outliers=noise")
     one_error(launch("outliers", *args), f"--background={run}", "--augmentation=mutate")
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Measures of samples against cases that can be done by hand."""
 
 import math
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +12,8 @@ from gm.audit.subject import CLASSES, SPACES, parameters
 from gm.data import solids
 from gm.data.dataset import ArraySplit
 from gm.errors import InputError
-from gm.model import load_model
+from gm.model import load_model, log_prob
+from gm.spec import CondSpec
 
 
 def normal(n, dims, seed=0, shift=0.0, deviation=1.0):
@@ -120,7 +123,8 @@ def test_the_bayes_classifier_is_the_enumerated_posterior():
     model = module.Model(shape=(4,), num_values=3, cond=CLASSES, **module.TINY)
     params = parameters(model, "large")
     states = space.states()
-    log_px = classify.class_log_probs(model, params, states, batch_size=50)
+    classes = np.arange(3, dtype=np.int32)
+    log_px = classify.cond_log_probs(model, params, states, classes, batch_size=50)
     joint = np.exp(log_px) * [0.5, 0.3, 0.2]  # p(x, c)
     assert joint.sum() == pytest.approx(1, abs=1e-5)
     posterior = joint / joint.sum(1, keepdims=True)
@@ -135,6 +139,29 @@ def test_the_bayes_classifier_is_the_enumerated_posterior():
     assert found["nats_marginal"] == pytest.approx(wanted, abs=1e-5)
     ece = classify.calibration_error(posterior.max(1), posterior.argmax(1) == labels)
     assert found["calibration_error"] == pytest.approx(ece, abs=1e-6)
+
+
+def test_bits_that_dimensions_tell_are_against_the_mean_of_the_others():
+    spec = CondSpec("real", 2, ("width", "height"), (0.0, 0.0), (1.0, 1.0))
+    module = load_model("independent")
+    model = module.Model(shape=(4,), num_values=3, cond=spec, **module.TINY)
+    params = parameters(model, "large")
+    x = SPACES["sequence"].states()[:20].astype(np.int32)
+    points = np.array([[0.1, 0.9], [0.5, 0.2], [0.8, 0.7]], np.float32)
+    cond = points[np.arange(20) % 3]
+    nothing = types.SimpleNamespace(support=None, symbols=None, name="made up")
+    sets = judge.Sets(x, x, x, cond, None, None, None)
+    found = judge.judge(model, params, nothing, sets, num_bayes=15)["bayes"]
+    p = np.empty((15, 3))
+    for i, point in enumerate(points):
+        given = np.tile(point, (15, 1))
+        p[:, i] = np.exp(log_prob(model, params, x[:15], given, jax.random.key(0))[0])
+    gain = np.log2(p[np.arange(15), np.arange(15) % 3] / p.mean(1))  # five of each
+    assert found["bits_gained"] == pytest.approx(gain.mean(), abs=1e-4)
+    assert found["bits_of_condition"] == pytest.approx(math.log2(3))
+    assert abs(gain).max() > 0.1
+    told = (found["count"], found["num_conditions"], found["bits_gained_bound"])
+    assert told == (15, 3, "exact")
 
 
 def test_class_frequencies():

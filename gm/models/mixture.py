@@ -60,6 +60,10 @@ class Mixture(AutoregressiveModel):
         """Log-probabilities over the values: [..., K]."""
         return params
 
+    def symbol_sample(self, key: jax.Array, params: jax.Array) -> jax.Array:
+        """Draws a symbol of each distribution: [..., K] -> int32 [...]."""
+        return jax.random.categorical(key, params).astype(jnp.int32)
+
     def _log_prior(self, cond):
         """Log p(k | cond): [B or 1, M]."""
         return jax.nn.log_softmax(self.weights + self.shift(cond))
