@@ -401,7 +401,8 @@ def test_a_group_larger_than_the_set_is_refused():
 
 
 def test_a_group_larger_than_a_set_is_refused(run, tmp_path):
-    np.save(tmp_path / "few.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    x = np.random.default_rng(0).integers(0, 17, (8, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "few.npy", x)
     args = ("--num_examples=50", f"--outliers=files:{tmp_path}/few.npy")
     outcome = launch("outliers", f"--inlier={run}", "--scores=typicality_group", *args)
     one_error(outcome, "--group_size=10", "files:few.npy has", "examples")
