@@ -307,6 +307,12 @@ def test_a_budget_below_one_is_refused():
         complete.method_for(model, FIRST, complete.Budget(4, num_steps=0))
 
 
+def test_steps_of_a_chain_that_there_is_not_are_refused():
+    model, _ = make("made")
+    with pytest.raises(InputError, match="--num_steps=9: .* without a Markov chain"):
+        complete.method_for(model, FIRST, complete.Budget(4, num_steps=9))
+
+
 def test_the_launcher_writes_a_row_and_a_picture(tmp_path):
     path = tmp_path / "run"
     status, _, err = train(path, "--set=width=16", *SMALL)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm.bounds import logmeanexp
+from gm.errors import InputError
 from gm.evaluate import check_importance_samples, example_log_weights
 from gm.model import LikelihoodModel
 
@@ -41,7 +42,16 @@ class Method:
     steps: ClassVar[int] = 0
 
     def __init__(self, model: LikelihoodModel, missing: np.ndarray, budget: Budget):
-        """Args: the model, bool [*shape] of what is hidden, and the budget."""
+        """Args: the model, bool [*shape] of what is hidden, and the budget.
+
+        Raises:
+          InputError: steps for a method that has none.
+        """
+        if budget.num_steps and not self.steps:
+            raise InputError(
+                f"--num_steps={budget.num_steps}: this model completes such masks "
+                "without a Markov chain; leave it out"
+            )
         self.model, self.missing = model, missing
         self.num_completions = budget.num_completions
         self.num_particles = budget.num_particles or self.particles
