@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import launcher
+from experiments import outcome
 from gm.errors import InputError
 from gm.rundir import read_json, write_json
 
@@ -36,7 +36,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def cell_name(parts: list[str]) -> str:
     """The name of a cell's directory: no path, and not too long for a file system."""
-    name = "_".join(launcher.safe_name(p).strip(".") for p in parts)
+    name = "_".join(outcome.safe_name(p).strip(".") for p in parts)
     if len(name.encode()) > 200:
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return name

@@ -8,12 +8,11 @@ says which. In the picture each row is an example: what is seen of it, its compl
 and the original.
 """
 
-import os
 from typing import Any
 
 from absl import flags
 
-from experiments import launcher
+from experiments import launcher, outcome
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -77,10 +76,8 @@ def _numbers(result: Any, x: Any, missing: Any, end: int | None) -> dict[str, An
         "num_missing": hidden,
         "num_dims": int(missing.size),
         "symbols_as_original": float(right),
-        "bound": result.bound if result.nats is not None else None,
+        "bound": result.bound,
     }
-    if result.nats is None:
-        return row
     mean = float(result.nats.mean())
     error = result.nats.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else None
     if end is not None:
@@ -106,16 +103,13 @@ def _report(row: dict[str, Any]) -> None:
     figures = ", ".join(f"{k} {v:.3g}" for k, v in row["figures"].items())
     print(f"method: {row['method']}{f' ({figures})' if figures else ''}")
     hidden, dims = row["num_missing"], row["num_dims"]
-    if row["bound"] is None:
-        print(f"{hidden} of {dims} symbols hidden; this method does not estimate bits")
-    else:
-        error = row["standard_error_bits_per_missing_dim"]
-        shown = "" if error is None else f" ± {error:.4f}"
-        print(
-            f"{hidden} of {dims} symbols hidden: {_SIGNS[row['bound']]}"
-            f"{row['bits_per_missing_dim']:.4f}{shown} bits per missing symbol "
-            f"({_SAID[row['bound']]}; {row['num_examples']} examples)"
-        )
+    error = row["standard_error_bits_per_missing_dim"]
+    shown = "" if error is None else f" ± {error:.4f}"
+    print(
+        f"{hidden} of {dims} symbols hidden: {_SIGNS[row['bound']]}"
+        f"{row['bits_per_missing_dim']:.4f}{shown} bits per missing symbol "
+        f"({_SAID[row['bound']]}; {row['num_examples']} examples)"
+    )
     if row.get("num_missing_characters"):
         print(
             f"without padding: {_SIGNS[row['bound']]}"
@@ -220,11 +214,15 @@ def main(argv: list[str]) -> None:
         lines = _lines(x, result.x, missing, found.data)
         print("\n".join(lines[: 4 * (budget.num_completions + 3)]))
         row["lines"] = lines
-    stem = f"complete-{FLAGS.split}-{os.path.basename(FLAGS.mask)}"
-    for name in (*names, "num_examples", "seed", "checkpoint"):
-        if FLAGS[name].present:
-            stem += f"-{name}={FLAGS[name].value}"
-    path = launcher.write_application(found, stem, row, picture)
+    path = outcome.write_application(
+        found,
+        outcome.stem(
+            f"complete-{FLAGS.split}-{outcome.short_name(FLAGS.mask)}",
+            (*names, "num_examples", "seed", "checkpoint"),
+        ),
+        row,
+        picture,
+    )
     print(f"{path}.json{' and .png' if picture else ''}")
 
 

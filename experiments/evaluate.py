@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import launcher
+from experiments import launcher, outcome
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -164,10 +164,10 @@ def evaluate_run(
         | {"precision": config.precision, "checkpoint": found.checkpoint}
         | evaluate.provenance()
     )
-    stem = split if dataset is None else f"{launcher.safe_name(data.name)}-{split}"
+    stem = split if dataset is None else f"{outcome.safe_name(data.name)}-{split}"
     if checkpoint != "best":
         stem += f"-{checkpoint}"
-    stem += "".join(f"-{launcher.safe_name(pair)}" for pair in fields)
+    stem += "".join(f"-{outcome.safe_name(pair)}" for pair in fields)
     if pixels is not None:
         row["bit_map"] = pixels[0]
     more = {} if pixels is None else {"map": pixels[1]}

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launcher
+from experiments import launcher, outcome
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -178,12 +178,10 @@ def main(argv: list[str]) -> None:
     progress.close()
     image = len(model.shape) == 3
     picture = judge.picture(sets, model.num_values) if image else None
-    stem = f"judge-{FLAGS.split}-n={FLAGS.num_samples}"
-    for name in ("checkpoint", "seed", "num_bayes", "num_importance_samples"):
-        if FLAGS[name].present:
-            stem += f"-{name}={FLAGS[name].value}"
+    names = ("checkpoint", "seed", "num_bayes", "num_importance_samples")
+    stem = outcome.stem(f"judge-{FLAGS.split}-n={FLAGS.num_samples}", names)
     about = {"split": FLAGS.split, "seed": FLAGS.seed}
-    path = launcher.write_application(found, stem, about | row, picture)
+    path = outcome.write_application(found, stem, about | row, picture)
     for name, say in _SAID.items():
         if name in row:
             print(say(row[name], FLAGS.split))

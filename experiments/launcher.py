@@ -1,12 +1,10 @@
 """What the launchers share: flags from dataclasses, and one line for a user's mistake."""
 
 import dataclasses
-import hashlib
 import logging as stdlib_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -234,49 +232,6 @@ def _absolute(dataset: str) -> str:
         if found and all(os.path.exists(path) for path in paths):
             return head + mark + ",".join(map(os.path.abspath, paths))
     return dataset
-
-
-def write_picture(path: Path, picture: Any) -> None:
-    """Writes a PIL image as PNG, whole or not at all."""
-    import io
-
-    from gm.rundir import write_whole
-
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_whole(path, buffer.getvalue())
-
-
-def write_application(
-    found: Any, stem: str, row: dict[str, Any], picture: Any = None
-) -> str:
-    """Writes RUN/applications/STEM.json and .png; returns their path without the ending.
-
-    Args:
-      found: the run, a `Trained`.
-      stem: names what was done; every flag that changes the outcome is in it.
-      row: JSON values; model, data set, checkpoint and provenance are added.
-      picture: a PIL image, or None.
-    """
-    from gm.evaluate import provenance
-    from gm.rundir import write_json
-
-    path = found.run.applications / safe_name(stem)
-    about = {"model": found.config.model, "dataset": found.config.dataset}
-    about |= {"settings": found.config.settings, "checkpoint": found.checkpoint}
-    if picture is not None:
-        write_picture(path.with_name(f"{path.name}.png"), picture)
-    write_json(path.with_name(f"{path.name}.json"), about | row | provenance())
-    return str(path)
-
-
-def safe_name(text: str) -> str:
-    """The text with what a file name should not hold as _; a long one ends in a hash."""
-    name = "".join(c if c.isalnum() or c in "-_=." else "_" for c in text)
-    if len(name.encode()) <= 200:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{name.encode()[:180].decode(errors='ignore')}-{digest}"
 
 
 def _use_compilation_cache():

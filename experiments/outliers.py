@@ -9,15 +9,12 @@ A background run is trained as the run itself, with --augmentation=mutate:0.2. S
 fitted on the inlier's own train (or valid) split alone; higher means more outlying.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import launcher
+from experiments import launcher, outcome
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -122,20 +119,6 @@ def _models(inlier: Any, inliers: list[Any]) -> Any:
     )
 
 
-def _stem(task: str, names: Sequence[str]) -> str:
-    """Names the files by the flags that were given; a long name ends in a hash."""
-    parts = [task]
-    for name in names:
-        if FLAGS[name].present:
-            value = FLAGS[name].value
-            values = value if isinstance(value, list) else [str(value)]
-            parts.append(f"{name}=" + "-".join(Path(v).name for v in values))
-    stem, told = "_".join(parts), json.dumps([FLAGS[n].value for n in names])
-    if len(stem) > 150:
-        stem = f"{stem[:140]}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-    return stem
-
-
 def _about(inlier: Any, models: Any) -> dict[str, Any]:
     """What a row says of how the scores came about."""
     exact = inlier.model.estimate.value == "exact"
@@ -201,8 +184,8 @@ def _compare(inlier: Any, inliers: list[Any], wanted: list[str]) -> None:
     sizes = {"fit": len(fit), "inlier": len(x)} | {k: len(v) for k, v in given.items()}
     row = _about(inlier, models) | {"sizes": sizes} | report.to_row(found)
     title = _title(inlier, row, f"outliers against {len(x)} test examples")
-    path = launcher.write_application(
-        inlier, _stem("outliers", _NAMED), row, picture.histograms(found, title)
+    path = outcome.write_application(
+        inlier, outcome.stem("outliers", _NAMED), row, picture.histograms(found, title)
     )
     tables = report.tables(found)
     notes = "".join(f"{k}: left out, {why}\n" for k, why in found.left_out.items())
@@ -243,12 +226,11 @@ def _rank(inlier: Any) -> None:
     sizes = {"fit": len(fit), "images": len(x)}
     row = _about(inlier, models) | {"sizes": sizes, "left_out": left_out}
     shown = order[np.linspace(0, len(x) - 1, min(len(x), _SHEET)).astype(int)]
-    stem = f"rank={Path(FLAGS.rank).resolve().name}"
-    path = launcher.write_application(
+    told = [n for n in _NAMED if n not in ("outliers", "reverse", "group_size")]
+    folder = outcome.short_name(str(Path(FLAGS.rank).expanduser().resolve()))
+    path = outcome.write_application(
         inlier,
-        _stem(
-            stem, [n for n in _NAMED if n not in ("outliers", "reverse", "group_size")]
-        ),
+        outcome.stem(f"rank={folder}", told),
         row | {"folder": FLAGS.rank, "ranked_by": names[0], "ranking": ranking},
         image_grid(x[shown], inlier.model.num_values),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launcher
+from experiments import launcher, outcome
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -150,11 +150,8 @@ def _output(found: Any, image: bool) -> Path:
     """Where samples go; the default name holds what was asked for."""
     if FLAGS.output:
         return Path(FLAGS.output)
-    stem = f"step_{found.meta['step']}"
-    for name in ("seed", *_OUTSIDE, "cond", "prompt", "set"):
-        if FLAGS[name].present:
-            stem += f"_{name}={FLAGS[name].value}"
-    stem = launcher.safe_name(stem)
+    names = ("seed", *_OUTSIDE, "cond", "prompt", "set")
+    stem = outcome.stem(f"step_{found.meta['step']}", names)
     return found.run.path / "samples" / f"{stem}{'.png' if image else '.txt'}"
 
 
@@ -195,7 +192,7 @@ def main(argv: list[str]) -> None:
         x = np.concatenate([x, part])
         if image:
             picture = image_grid(x, model.num_values, columns)
-            launcher.write_picture(output, picture)
+            outcome.write_picture(output, picture)
         else:
             lines = generate.as_lines(x, found.data["symbols"], found.data["unit"])
             write_whole(output, ("\n".join(lines) + "\n").encode())
@@ -205,7 +202,7 @@ def main(argv: list[str]) -> None:
         print("\n".join(lines[:8]))
     if found.config.dataset in puzzles.SIZES:
         net = output.with_name(f"{output.stem}-unfolded.png")
-        launcher.write_picture(net, image_grid(puzzles.nets(x), 256, columns))
+        outcome.write_picture(net, image_grid(puzzles.nets(x), 256, columns))
         print(f"the same, unfolded: {net}")
         print(gap.legality_text(gap.legality(puzzles.invariants(x)), "them"))
     if found.data["symbols"] and found.data.get("end") is not None:

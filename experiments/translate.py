@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launcher
+from experiments import launcher, outcome
 from gm.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -115,11 +115,8 @@ def _picture(columns: list[Any]) -> Any:
 def _stem(*names: str) -> str:
     """The name of the outcome: the split, and what differs from the defaults."""
     names = (*names, "temperature", "seed", "num_importance_samples", "checkpoint")
-    changed = [
-        f"{n}={FLAGS[n].value}" for n in names if FLAGS[n].value != FLAGS[n].default
-    ]
     kind = "unpaired" if FLAGS.unpaired else "translate"
-    return "-".join([kind, FLAGS.split, *changed])
+    return outcome.stem(f"{kind}-{FLAGS.split}", names)
 
 
 def _check_paired(model: Any) -> None:
@@ -180,7 +177,7 @@ def _paired(found: Any, dataset: Any) -> None:
     columns = [_as_bytes(s, model.cond.num_values, model.shape)]
     columns += [_as_bytes(x, model.num_values, model.shape) for x in (*y_hat, y)]
     stem = _stem("num_examples", "num_outputs")
-    path = launcher.write_application(found, stem, row, _picture(columns))
+    path = outcome.write_application(found, stem, row, _picture(columns))
     _print_paired(row, model.num_values)
     print(f"source, {FLAGS.num_outputs} translations, truth: {path}.png, {path}.json")
 
@@ -293,7 +290,7 @@ def _unpaired(found: Any, dataset: Any) -> None:
             row["domains"][names[a]] |= unpaired.judge(*given)
             columns.append(true[:shown])
     picture = _picture([_as_bytes(c, model.num_values, model.shape) for c in columns])
-    path = launcher.write_application(found, _stem("num_examples"), row, picture)
+    path = outcome.write_application(found, _stem("num_examples"), row, picture)
     _print_unpaired(row)
     true = ", true partner" if partners is not None else ""
     print(f"image, translation{true}, for both domains: {path}.png, {path}.json")

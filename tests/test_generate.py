@@ -239,7 +239,7 @@ def test_a_text_run_is_prompted(tmp_path):
     status, out, err = launch("sample", *args, "--prompt=the ", "--top_p=0.9")
     assert status == 0, err
     assert "not of the model itself: top_p 0.9" in out
-    [path] = (run / "samples").glob("*top_p=0.9_prompt=the*.txt")
+    [path] = (run / "samples").glob("*top_p=0.9-prompt=the*.txt")
     written = path.read_text().splitlines()
     assert len(written) == 5
     assert all(line.startswith("the ") and len(line) <= 10 for line in written)

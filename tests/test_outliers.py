@@ -385,7 +385,7 @@ def test_one_command_compares(run):
     assert status == 0, err
     assert "| score | noise | constants |" in out
     assert "lid: left out, MADE is no flow" in out
-    (path,) = (run / "applications").glob("outliers_*.json")
+    (path,) = (run / "applications").glob("outliers*.json")
     row: dict[str, Any] = json.loads(path.read_text())
     assert row["sizes"] == {"fit": 60, "inlier": 60, "noise": 60, "constants": 60}
     assert row["measures"]["likelihood"]["noise"]["auroc"]["value"] > 0.9

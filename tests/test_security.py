@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch import REPO, launch, one_error
 
-from experiments import launcher
+from experiments import launcher, outcome
 from experiments.cell import cell_name, read_state
 from experiments.status import table
 from gm.codec import archive
@@ -56,13 +56,22 @@ def test_no_line_of_ours_runs_what_it_reads():
 @given(st.text(max_size=300))
 @QUICK
 def test_file_names_stay_in_their_folder(text):
-    for name in (cell_name([text, "made"]), launcher.safe_name(text) + ".json"):
+    for name in (cell_name([text, "made"]), outcome.safe_name(text) + ".json"):
         path = Path("/root/of/runs") / name
         assert path.parent == Path("/root/of/runs")
         assert path.resolve().parent == Path("/root/of/runs")
         assert name.isprintable()
         assert "/" not in name
-    assert len(launcher.safe_name(text * 9).encode()) <= 200
+    assert len(outcome.safe_name(text * 9).encode()) <= 200
+
+
+def test_outcomes_of_files_of_one_name_have_names_of_their_own():
+    one, other = outcome.short_name("/a/test.png"), outcome.short_name("/b/test.png")
+    assert one.startswith("test.png-")
+    assert other.startswith("test.png-")
+    assert one != other
+    assert outcome.short_name("/a/test/").startswith("test-")
+    assert outcome.short_name("bottom") == "bottom"
 
 
 FLOATS = [f.name for f in dataclasses.fields(TrainConfig) if f.type is float]

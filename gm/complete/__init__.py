@@ -43,7 +43,7 @@ class Completions:
     x: np.ndarray  # integers [N, M, *shape]
     method: str
     exact: bool  # whether the draws are exact for any budget
-    nats: np.ndarray | None  # [N], -log p(x_missing | x_observed); None: not estimated
+    nats: np.ndarray  # [N], -log p(x_missing | x_observed)
     log_observed: np.ndarray | None  # [N], of an unbiased estimate of p(x_observed)
     bound: str  # of the nats in expectation: "exact", "upper", "lower" or "neither"
     figures: dict[str, float]  # means over examples: acceptance, effective samples

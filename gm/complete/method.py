@@ -29,7 +29,7 @@ class Drawn:
     """Completions of n examples, with what was measured on the way."""
 
     x: np.ndarray  # integers [n, M, *shape], the observed symbols as they were
-    nats: np.ndarray | None  # [n], -log p(x_missing | x_observed) of the original
+    nats: np.ndarray  # [n], -log p(x_missing | x_observed) of the original
     log_observed: np.ndarray | None  # [n], log of an unbiased estimate of p(x_observed)
     figures: dict[str, np.ndarray]  # [n] each
 
