@@ -53,7 +53,7 @@ def safe_name(text: str) -> str:
 
 def short_name(value: str) -> str:
     """A path by its last part and a hash of the whole, what is none as it is."""
-    if os.sep not in value:
+    if os.sep not in value or not os.path.exists(value):
         return value
     return f"{os.path.basename(value.rstrip(os.sep))}-{_digest(value)}"
 

@@ -10,6 +10,7 @@ distribution over documents of at most D - 1 symbols.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -128,6 +129,10 @@ class AutoregressiveModel(SymbolModel):
         """
         raise TypeError(f"{type(self).__name__} defines no step")
 
+    def stepper(self) -> Callable[..., tuple[Any, jax.Array]]:
+        """`step`, with what depends on parameters alone computed here, before a loop."""
+        return self.step
+
     @property
     def cache_lengths(self) -> list[int]:
         """Numbers of symbols, increasing to D, for which `resize_cache` makes room."""
@@ -238,6 +243,7 @@ class AutoregressiveModel(SymbolModel):
         """Symbols [N, D] in the order of `step`, from a fresh cache; else as `sample`."""
         known = 0 if prefix is None else prefix.shape[1]
         plain = temperature == top_p == 1 and not guidance and self.end is None
+        step = self.stepper()
 
         def draw_symbol(key, params, index, previous):
             if plain:
@@ -251,7 +257,7 @@ class AutoregressiveModel(SymbolModel):
         def body(carry, index):
             cache, previous = carry
             given = jnp.tile(previous, 2) if guidance else previous
-            cache, params = self.step(cache, index, given)
+            cache, params = step(cache, index, given)
             x = draw_symbol(jax.random.fold_in(key, index), params, index, previous)
             if known:
                 held = prefix[:, jnp.minimum(index, known - 1)]

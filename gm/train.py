@@ -104,8 +104,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs
     Its `update` takes `ok`: whether the gradients are finite, and its state may change.
     """
 
-    def decays(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
+    def decays(params):  # also of layers in a loop, where they have an axis more
+        return jax.tree.map_with_path(
+            lambda path, p: p.ndim > 1 and path[-1].key not in ("bias", "scale"), params
+        )
 
     adamw = optax.chain(
         _adam(),

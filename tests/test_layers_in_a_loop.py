@@ -1,4 +1,4 @@
-"""Equal layers in a loop, or one by one: the same numbers, gradients and parameters."""
+"""Equal layers in a loop, or one by one: the same numbers, gradients and samples."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from gm.audit.subject import parameters, quick_jit
+from gm.config import TrainConfig
 from gm.model import init_params, load_model, log_prob
 from gm.nn import attention
+from gm.train import make_optimizer
 
 KEY = jax.random.key(0)
 MODELS = [
@@ -30,26 +32,67 @@ def value_and_gradient(model, params, **options):
     return quick_jit(jax.value_and_grad(loss))(params)
 
 
+def unlooped(params, axis):
+    """The parameters of looped layers, at `axis`, as those of layers one by one."""
+    found = {}
+    for name, inner in params.items():
+        if name.startswith(("blocks", "Looped")) and list(inner) == ["block"]:
+            prefix = "blocks" if name == "blocks" else "Block"
+            for i in range(jax.tree.leaves(inner)[0].shape[axis]):
+                found[f"{prefix}_{i}"] = jax.tree.map(
+                    lambda p, i=i: jnp.take(p, i, axis), inner["block"]
+                )
+        else:
+            found[name] = unlooped(inner, axis) if isinstance(inner, dict) else inner
+    return found
+
+
 @pytest.mark.parametrize(("name", "fields"), MODELS)
 def test_a_loop_over_layers_changes_no_number(name, fields):
     one_by_one = make(name, **fields, scan_layers=False)
     looped = make(name, **fields, scan_layers=True)
-    params = parameters(one_by_one, "perturbed")
-    again = parameters(looped, "initial")
-    assert jax.tree.structure(again) == jax.tree.structure(params)
-    for a, b in zip(
-        jax.tree.leaves(parameters(one_by_one, "initial")),
-        jax.tree.leaves(again),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-    found = value_and_gradient(looped, params)
-    expected = value_and_gradient(one_by_one, params)
+    axis = 0 if name == "transformer" else 1  # flows are loops over their layers, too
+    params = parameters(looped, "perturbed")
+    apart = unlooped(params, axis)
+    shapes = jax.tree.map(jnp.shape, parameters(one_by_one, "initial"))
+    assert jax.tree.map(jnp.shape, apart) == shapes
+    value, grads = value_and_gradient(looped, params)
+    found = value, unlooped(grads, axis)
+    expected = value_and_gradient(one_by_one, apart)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
         found,
         expected,
     )
+
+
+@pytest.mark.parametrize("name", ["transformer", "tarflow"])
+def test_looped_layers_draw_what_layers_one_by_one_draw(name):
+    fields = dict(MODELS)[name]
+    one_by_one = make(name, **fields, scan_layers=False)
+    looped = make(name, **fields, scan_layers=True)
+    params = parameters(looped, "perturbed")
+    apart = unlooped(params, 0 if name == "transformer" else 1)
+
+    def draw(model, params):
+        options = {"rngs": {"sample": KEY}, "method": "sample"}
+        return jax.jit(lambda p: model.apply({"params": p}, 20, **options))(params)
+
+    same = draw(looped, params) == draw(one_by_one, apart)
+    assert same.mean() > 0.98  # but for what rounding decides
+
+
+def test_looped_layers_are_initialised_differently_and_their_gains_do_not_decay():
+    model = make("transformer", width=8, depth=3, num_heads=2, scan_layers=True)
+    params = parameters(model, "initial")
+    kernel = params["blocks"]["block"]["attention"]["qkv"]["kernel"]
+    assert not np.array_equal(kernel[0], kernel[1])
+    config = TrainConfig(weight_decay=0.5, warmup_steps=0)
+    optimizer = make_optimizer(config)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params, ok=True)
+    assert np.any(updates["blocks"]["block"]["attention"]["qkv"]["kernel"])
+    assert not np.any(updates["blocks"]["block"]["attention"]["norm_q"]["scale"])
 
 
 def test_layers_are_looped_from_eight_on():

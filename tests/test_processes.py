@@ -58,6 +58,7 @@ def elastic(run, steps):
     return (
         *command("made", run, *MADE, steps=steps),
         "--schedule=constant",
+        "--warmup_steps=5",  # of all lengths: of 100 there would be as many as steps
         "--mesh=data:4,fsdp:2",
     )
 

@@ -65,13 +65,15 @@ def test_file_names_stay_in_their_folder(text):
     assert len(outcome.safe_name(text * 9).encode()) <= 200
 
 
-def test_outcomes_of_files_of_one_name_have_names_of_their_own():
-    one, other = outcome.short_name("/a/test.png"), outcome.short_name("/b/test.png")
-    assert one.startswith("test.png-")
-    assert other.startswith("test.png-")
+def test_outcomes_of_files_of_one_name_have_names_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "test").mkdir(parents=True)
+    one, other = (outcome.short_name(f"{tmp_path}/{f}/test/") for f in ("a", "b"))
+    assert one.startswith("test-")
+    assert other.startswith("test-")
     assert one != other
-    assert outcome.short_name("/a/test/").startswith("test-")
-    assert outcome.short_name("bottom") == "bottom"
+    for value in ("bottom", "width=3/16"):
+        assert outcome.short_name(value) == value
 
 
 FLOATS = [f.name for f in dataclasses.fields(TrainConfig) if f.type is float]

@@ -18,6 +18,8 @@ transformer sees all patches, those that are moved as zeros; the data are mapped
 R^D by the normal quantile function, so that no mass lies outside their range.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ import numpy as np
 
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, check_heads, run_blocks
+from gm.nn.attention import Block, check_heads, make_blocks, run_blocks
 from gm.nn.conditioning import CondEmbedding, grid_of, per_position
 from gm.nn.coupling import mask
 from gm.nn.patches import num_squeezes, patch_channels
@@ -60,19 +62,17 @@ class Coupling(nn.Module):
         places = self.param("places", start, (length, self.width))
         t = nn.Dense(self.width, dtype=self.dtype)(h * m) + places.astype(self.dtype)
         t = t + cond
-        blocks = [
-            Block(
-                self.num_heads,
-                shape=None,
-                causal=False,
-                plain=True,
-                use_bias=True,
-                dropout_rate=self.dropout_rate,
-                dtype=self.dtype,
-            )
-            for _ in range(self.depth)
-        ]
-        t = run_blocks(blocks, t, self.scan_layers, train)
+        block = functools.partial(
+            Block,
+            self.num_heads,
+            shape=None,
+            causal=False,
+            plain=True,
+            use_bias=True,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+        t = run_blocks(make_blocks(block, self.depth, self.scan_layers), t, train)
         t = nn.LayerNorm(dtype=self.dtype)(t)
         zeros = nn.initializers.zeros
         out = nn.Dense(2 * channels, kernel_init=zeros, dtype=jnp.float32)(t)

@@ -27,6 +27,7 @@ of the condition is shared by the blocks, and none is an embedding of its own wh
 authors' code takes the mean of the classes.
 """
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -36,7 +37,14 @@ import jax.numpy as jnp
 from gm.errors import InputError, check_positive
 from gm.flow import MultiScaleFlow
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, check_heads, run_blocks
+from gm.nn.attention import (
+    Block,
+    Looped,
+    check_heads,
+    make_blocks,
+    run_blocks,
+    step_blocks,
+)
 from gm.nn.conditioning import CondEmbedding, guide, with_none
 from gm.nn.invertible import ActNorm, Repeated, check_inversion, fixed_point
 from gm.nn.patches import num_squeezes, patch_channels
@@ -69,17 +77,16 @@ class MetaBlock(nn.Module):
         self.enter = nn.Dense(self.width, dtype=self.dtype)
         start = nn.initializers.normal(0.01)
         self.places = self.param("places", start, (self.length - 1, self.width))
-        self.blocks = [
-            Block(
-                self.num_heads,
-                shape=None,
-                plain=True,
-                use_bias=True,
-                dropout_rate=self.dropout_rate,
-                dtype=self.dtype,
-            )
-            for _ in range(self.depth)
-        ]
+        block = functools.partial(
+            Block,
+            self.num_heads,
+            shape=None,
+            plain=True,
+            use_bias=True,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+        self.blocks = make_blocks(block, self.depth, self.scan_layers)
         features = self.channels * (1 if self.volume_preserving else 2)
         zeros = nn.initializers.zeros
         self.leave = nn.Dense(features, kernel_init=zeros, dtype=jnp.float32)
@@ -111,7 +118,7 @@ class MetaBlock(nn.Module):
         given = x[:, :-1] if weight is None else jnp.tile(x[:, :-1], (2, 1, 1))
         t = self.enter(given) + self.places.astype(self.dtype)
         t = t + cond[:, None]  # [B, T - 1, width]
-        t = run_blocks(self.blocks, t, self.scan_layers, train)
+        t = run_blocks(self.blocks, t, train)
         out = self.leave(t) if weight is None else guide(self.leave(t), weight)
         # What is said at a patch is about the next; nothing is said of the first.
         return self._split(jnp.pad(out, ((0, 0), (1, 0), (0, 0))))
@@ -140,15 +147,14 @@ class MetaBlock(nn.Module):
         head_dim = self.width // self.num_heads
         empty = jnp.zeros((rows, self.num_heads, self.length - 1, head_dim), self.dtype)
 
+        each = self.blocks.each() if isinstance(self.blocks, Looped) else None
+
         def body(block, carry, step):
             x, cells = carry  # x [B, C]: patch `index`
             index, z_next = step
             given = x if weight is None else jnp.concatenate([x, x])
             t = block.enter(given) + block.places[index].astype(block.dtype) + cond
-            t, grown = t[:, None], []
-            for layer, cell in zip(block.blocks, cells, strict=True):
-                t, cell = layer(t, cell, index)
-                grown.append(cell)
+            t, grown = step_blocks(each or block.blocks, t[:, None], cells, index)
             out = block.leave(t[:, 0])
             if weight is not None:
                 out = guide(out, weight)

@@ -23,6 +23,8 @@ and scores one term; with style="gpt2", the GELU is exact (as nanoGPT's is), not
 approximation by a tanh.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -33,7 +35,15 @@ import numpy as np
 from gm.autoregressive import AutoregressiveModel
 from gm.errors import InputError
 from gm.likelihood import sum_dims
-from gm.nn.attention import Block, check_heads, coordinates, run_blocks
+from gm.nn.attention import (
+    Block,
+    Looped,
+    check_heads,
+    coordinates,
+    make_blocks,
+    run_blocks,
+    step_blocks,
+)
 from gm.nn.conditioning import CondEmbedding, grid_of, per_symbol, with_none
 from gm.spec import Estimate
 
@@ -104,17 +114,16 @@ class Transformer(AutoregressiveModel):
         self.condition = CondEmbedding(
             self.cond, self.width, self.dtype, grid_of(self.shape)
         )
-        self.blocks = [
-            Block(
-                num_heads=self.num_heads,
-                # Between tokens of a random order no distance means anything.
-                shape=None if plain or self.any_order else self.shape,
-                plain=plain,
-                dropout_rate=self.dropout_rate,
-                dtype=self.dtype,
-            )
-            for _ in range(self.depth)
-        ]
+        block = functools.partial(
+            Block,
+            num_heads=self.num_heads,
+            # Between tokens of a random order no distance means anything.
+            shape=None if plain or self.any_order else self.shape,
+            plain=plain,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+        self.blocks = make_blocks(block, self.depth, self.scan_layers)
         self.dropout = nn.Dropout(self.dropout_rate)
 
     def _axes(self, name, init):
@@ -179,7 +188,7 @@ class Transformer(AutoregressiveModel):
         h = jnp.concatenate([start, carried], axis=1)
         h = h + places + self._told(cond, order)
         h = self.dropout(h.astype(self.dtype), deterministic=not train)
-        return self._read(run_blocks(self.blocks, h, self.scan_layers, train))
+        return self._read(run_blocks(self.blocks, h, train))
 
     def log_prob(
         self, x: jax.Array, cond: jax.Array | None = None, *, train: bool = False
@@ -247,16 +256,23 @@ class Transformer(AutoregressiveModel):
         self, cache: Any, index: jax.Array, previous: jax.Array
     ) -> tuple[Any, jax.Array]:
         """Parameters [B, P] of symbol `index`; the cache grows by one position."""
-        fixed, cells = cache
-        told, where = fixed
-        token = jnp.where(index > 0, self.embed(previous), self.start)
-        h = token + where[index] + told[index % told.shape[0]]
-        h = h[:, None].astype(self.dtype)
-        grown = []
-        for block, cell in zip(self.blocks, cells, strict=True):
-            h, cell = block(h, cell, index)
-            grown.append(cell)
-        return (fixed, grown), self._read(h)[:, 0]
+        return self.stepper()(cache, index, previous)
+
+    def stepper(self) -> Callable[..., Any]:
+        """As the base class."""
+        blocks = self.blocks
+        each = blocks.each() if isinstance(blocks, Looped) else blocks
+
+        def step(cache, index, previous):
+            fixed, cells = cache
+            told, where = fixed
+            token = jnp.where(index > 0, self.embed(previous), self.start)
+            h = token + where[index] + told[index % told.shape[0]]
+            h = h[:, None].astype(self.dtype)
+            h, grown = step_blocks(each, h, cells, index)
+            return (fixed, grown), self._read(h)[:, 0]
+
+        return step
 
     def sample(
         self,

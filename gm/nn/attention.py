@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -241,38 +241,78 @@ class Block(nn.Module):
 
 
 def _is_kept(primitive, *args, **params):
-    """Whether what a primitive gave is kept for the backward pass of `run_blocks`."""
+    """Whether what a primitive gave is kept for the backward pass of `Looped`."""
     dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     kernel = primitive.name == "dot_product_attention_fwd_wrapper"
     return kernel or dense(primitive, *args, **params)
 
 
-def run_blocks(
-    blocks: Sequence[Block], h: jax.Array, loop: bool | None, train: bool
-) -> jax.Array:
-    """H [B, T, width] through equal blocks in a row, without a cache.
+class Looped(nn.Module):
+    """Equal blocks in a row, in a loop: one is compiled for all, parameters [depth, ...].
 
-    In a loop (None: of SCANNED blocks or more) one block is compiled for all of them, and
-    reverse mode keeps the outputs of its dense layers and of cuDNN's attention, and
-    computes the rest again. The parameters keep their places in the blocks, so that a run
-    may change between the two.
+    Reverse mode keeps the outputs of their dense layers and of cuDNN's attention, and
+    computes the rest again.
     """
-    first = blocks[0] if blocks else None
-    loop = len(blocks) >= SCANNED if loop is None else loop
-    if first is None or not loop or first.is_initializing():
-        for block in blocks:
-            h, _ = block(h, train=train)
-        return h
-    own = [block.variables["params"] for block in blocks]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
-    drops = train and first.dropout_rate > 0
-    key = first.make_rng("dropout") if drops else None
-    one = first.clone(parent=None)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_is_kept)
-    def body(h, given):
-        index, params = given
-        rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        return one.apply({"params": params}, h, train=train, rngs=rngs)[0], None
+    block: Block  # one of them
+    depth: int
 
-    return jax.lax.scan(body, h, (jnp.arange(len(blocks)), params))[0]
+    def __call__(self, h: jax.Array, train: bool = False) -> jax.Array:
+        """H [B, T, width] -> the same."""
+
+        def body(block, h, _):
+            return block(h, train=train)[0], None
+
+        loop = nn.scan(
+            nn.remat(body, prevent_cse=False, policy=_is_kept),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
+        )
+        return loop(self.block, h, None)[0]
+
+    def each(self) -> list[Callable[..., Any]]:
+        """The blocks one by one; their parameters are copied, so outside of a loop."""
+        params = self.block.variables["params"]
+        one = self.block.clone(parent=None)
+        each = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(self.depth)]
+        return [functools.partial(one.apply, {"params": p}) for p in each]
+
+
+Blocks = Looped | Sequence[Block]  # in a row
+
+
+def make_blocks(make: Callable[..., Block], depth: int, loop: bool | None) -> Blocks:
+    """Equal blocks, in a loop (None: SCANNED or more) or one by one.
+
+    Args:
+      make: gives one; its `parent` is None for the one that is looped.
+      depth: how many.
+      loop: whether in a loop: the parameters have other places there.
+    """
+    if depth and (depth >= SCANNED if loop is None else loop):
+        return Looped(make(parent=None), depth)
+    return [make() for _ in range(depth)]
+
+
+def run_blocks(blocks: Blocks, h: jax.Array, train: bool) -> jax.Array:
+    """H [B, T, width] through blocks in a row, without a cache."""
+    if isinstance(blocks, Looped):
+        return blocks(h, train)
+    for block in blocks:
+        h, _ = block(h, train=train)
+    return h
+
+
+def step_blocks(
+    blocks: Sequence[Callable[..., Any]],
+    h: jax.Array,
+    cells: Sequence[Any],
+    index: jax.Array,
+) -> tuple[jax.Array, list[Any]]:
+    """Position `index` [B, 1, width] through blocks in a row, and their caches."""
+    grown = []
+    for block, cell in zip(blocks, cells, strict=True):
+        h, cell = block(h, cell, index)
+        grown.append(cell)
+    return h, grown
