@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contender import LOSS_SHAPE, MIXTURES, NUM_VALUES, SEED, Contender
+from jax.experimental.compilation_cache import compilation_cache
 
 from gm import likelihood, sharding
 from gm.audit import structure
@@ -249,9 +250,10 @@ def compile_step(
     t = _Training(model, shape, num_values, fields, batch_size)
     feed = make_feed(t.data, t.config, False, sharding.make_mesh())
     notes: dict[str, Any] = {}
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or it would stay in use, as it was before
 
     def turn():
-        jax.config.update("jax_enable_compilation_cache", False)
         jax.clear_caches()
         compiled = train_steps.lower(*t.args(feed, 4)).compile()
         memory = compiled.memory_analysis().temp_size_in_bytes
