@@ -33,6 +33,19 @@ flags.DEFINE_bool("watch", False, "do it again whenever a run has written someth
 flags.DEFINE_integer("refresh_seconds", 10, "with --watch: how often to look")
 
 _LEFT = ("estimate", "run", "checkpoint", "checked", "source")
+# Names go on in a next line, from this many letters on where there is no more room.
+_FOLDED = {"model": 20, "run": 20, "source": 20}
+# Where a terminal is narrow, these go first, for the sake of the numbers.
+_LEAST = (
+    "checkpoint",
+    "seed",
+    "examples seen",
+    "params",
+    "nats",
+    "train time",
+    "interval",
+    "estimate",
+)
 
 
 def _published(row):
@@ -40,6 +53,21 @@ def _published(row):
     from experiments import published
 
     return published.HEADER, published.lines(row) if FLAGS.published else []
+
+
+def _shown(width, header, lines):
+    """The columns that a terminal has room for, and whether their lines stay whole."""
+
+    def room(column):
+        name = header[column]
+        cells = max(len(text) for text in [name, *(line[column] for line in lines)])
+        return 3 + min(cells, _FOLDED.get(name, cells))
+
+    shown = list(range(len(header)))
+    for name in _LEAST:
+        if name in header and 1 + sum(map(room, shown)) > width:
+            shown.remove(header.index(name))
+    return shown, 1 + sum(map(room, shown)) <= width
 
 
 def _print_tables(rows, tables):
@@ -52,18 +80,25 @@ def _print_tables(rows, tables):
     console = Console(width=None if sys.stdout.isatty() else 240)
 
     def show(title, header, lines):
+        shown, fits = _shown(console.width, header, lines)
         # As Text: a name that a row brings along is never markup.
         table = Table(title=Text(title), title_justify="left")
-        for name in header:
+        for name in (header[c] for c in shown):
             left = "model" in name or name in _LEFT
             table.add_column(
                 Text(name),
                 justify="left" if left else "right",
-                no_wrap=name not in ("run", "source"),
+                no_wrap=fits and name not in _FOLDED,
+                overflow="fold",
             )
         for line in lines:
-            table.add_row(*map(Text, line))
+            table.add_row(*(Text(line[c]) for c in shown))
         console.print(table)
+        gone = [name for name in header if name in _LEAST]
+        gone = [name for name in gone if header.index(name) not in shown]
+        if gone:
+            told = f"no room for: {', '.join(gone)}; --html and --format=markdown have them"
+            console.print(told, markup=False, highlight=False)
 
     if len(tables) > 1:
         header, lines = pivot(rows)

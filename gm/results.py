@@ -88,8 +88,8 @@ def read_rows(paths: Iterable[str], *, may_be_empty: bool = False) -> list[Row]:
         found = sorted(Path(path).glob("**/results/*.json"))
         if not found and not may_be_empty:
             raise InputError(
-                f"{path}: no results/*.json below it{nearest_run(Path(path))}; run "
-                "`evaluate` first"
+                f"{path}: no results/*.json below it; run `evaluate` first"
+                f"{nearest_run(Path(path))}"
             )
         for file in found:
             key = (file.resolve(), number if itself else 0)
@@ -278,6 +278,10 @@ def contenders(ranked: Sequence[Row]) -> list[Contender]:
             if any(o.get(name) != value for o in others if name in {**settings, **o})
         ]
         found.append(Contender(" ".join([model, *apart]), rows))
+    labels = Counter(c.label for c in found)
+    for i, c in enumerate(found):  # a run again, or its copy: told by where it lies
+        if labels[c.label] > 1:
+            found[i] = Contender(f"{c.label} ({c.rows[0]['run']})", c.rows)
     return sorted(found, key=lambda c: c.nats)
 
 

@@ -331,6 +331,31 @@ def test_a_run_held_against_itself_and_against_a_copy(tmp_path):
         assert [len(c.rows) for c in found] == [1, 1]  # a copy is no second seed
         assert said[1].kind == "tie"
         assert "a tie" in tables.to_markdown(results.read_rows([a, str(other)]))
+    labels = {c.label for c in found}
+    assert labels == {f"a ({a})", f"a ({other})"}  # told by where they lie
+
+
+def test_a_narrow_terminal_has_the_numbers_whole():
+    from experiments import compare
+
+    header = ["model", "bits/dim", "to the best", "nats", "params", "run", "seed"]
+    line = ["vae width=32 num_steps=800 num_mixtures=5", "<= 2.1933 ± 0.0117"]
+    line += [
+        "+0.2423 [0.2347, 0.2500]",
+        "<= 97.299 ± 0.517",
+        "439,377",
+        "runs/vae",
+        "0",
+    ]
+    every = list(range(len(header)))
+    assert compare._shown(240, header, [line]) == (every, True)
+    shown, whole = compare._shown(100, header, [line])
+    assert ([header[c] for c in shown], whole) == (
+        ["model", "bits/dim", "to the best", "run"],
+        True,
+    )
+    shown, whole = compare._shown(40, header, [line])
+    assert ([header[c] for c in shown][:2], whole) == (["model", "bits/dim"], False)
 
 
 @pytest.mark.parametrize(
