@@ -71,7 +71,8 @@ def runs(tmp_path_factory):
     (made / "samples").mkdir()
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(made / "samples/step_40.png")
     (made / "applications").mkdir()
-    shutil.copy(made / "samples/step_40.png", made / "applications/judge-test-n=8.png")
+    for name in ("judge-test-n=8.png", "outliers-outliers=noise.png"):
+        shutil.copy(made / "samples/step_40.png", made / "applications" / name)
     return root
 
 
@@ -161,11 +162,9 @@ def test_page_loads_nothing_and_runs_its_own_scripts_alone(read):
 def test_a_name_that_attacks_is_text(read):
     assert EVIL in read.text
     images = [a for tag, a in read.tags if tag == "img"]
-    assert [a["src"][:22] for a in images] == ["data:image/png;base64,"] * 2
-    assert (
-        "judge-test-n=8: samples, and beside them"
-        in images[0]["alt"] + images[1]["alt"]
-    )
+    assert [a["src"][:22] for a in images] == ["data:image/png;base64,"] * 3
+    told = " ".join(a["alt"] for a in images)
+    assert "judge-test-n=8: samples, and beside them" in told
     assert "<img" not in read.scripts[1]
 
 
@@ -184,6 +183,14 @@ def test_numbers_of_charts_are_those_of_the_rows(read, runs):
     assert flops == [1e9, 2e9, 3e9, 4e9]  # 4e9 at step 40
     pixels = data["s0-map-0"]["figure"]["data"][0]
     assert pixels["zmax"] == pytest.approx(1 / np.log(2))
+    names = data["s0-ranking"]["figure"]["layout"]["meta"]["narrow"]
+    assert {"made", "vae"} < set(names)
+    assert max(len(html.unescape(name)) for name in names) == 14
+
+
+def test_a_plot_has_the_width_of_the_page(read):
+    figures = [a for tag, a in read.tags if tag == "figure" and a.get("data-group")]
+    assert [a.get("class") for a in figures].count("plot") == 1
 
 
 def test_commands_are_those_that_were_given():
@@ -374,8 +381,12 @@ def test_browser_fits_a_phone_in_either_scheme(opened, scheme):
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
+        opened.refresh()
         width = "return document.documentElement.scrollWidth"
         _until(lambda: opened.execute_script(width) <= 390)
+        names = "return document.querySelector('#s0-ranking')?.layout?.yaxis.ticktext"
+        _until(lambda: opened.execute_script(names))
+        assert max(map(len, map(html.unescape, opened.execute_script(names)))) == 14
         colors = opened.execute_script(
             "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
         )

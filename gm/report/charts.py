@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from gm.likelihood import bits
 from gm.plots import learning_curve, shown_top
-from gm.report.style import plain, style_of
+from gm.report.style import plain, short, style_of
 from gm.results import Contender, Row, in_unit, unit_name
 from gm.tables import Table
 
@@ -73,11 +73,11 @@ def _floor(figure: go.Figure, row: Row, axis: str) -> None:
     if floor is not None:
         add = figure.add_vline if axis == "x" else figure.add_hline
         line = dict(dash="dash", color="#77828f")
-        add(in_unit(row, floor), line=line, label=dict(text="entropy"))
-
-
-def _short(label: str, most: int = 28) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+        at = in_unit(row, floor)
+        add(at, line=line, label=dict(text="entropy"))
+        if axis == "x":  # room beside the line: the names stand at the axis' end
+            room = dict(size=30, opacity=0)
+            figure.add_scatter(x=[at], y=[0], marker=room, hoverinfo="skip")
 
 
 def ranking(table: Table, place: str) -> Chart:
@@ -126,7 +126,9 @@ def ranking(table: Table, place: str) -> Chart:
         )
         lines.append([found.label, f"{bound}{value:.4f}", f"{error:.4f}"])
     _floor(figure, row, "x")
-    names = [plain(_short(c.label)) for c in table.found]
+    labels = [c.label for c in table.found]
+    names, narrow = ([short(name, most) for name in labels] for most in (28, 14))
+    figure.update_layout(meta=dict(narrow=narrow))  # for a phone
     figure.update_yaxes(
         tickvals=list(range(count)), ticktext=names, range=[count - 0.5, -0.5]
     )

@@ -43,6 +43,7 @@ class Picture:
     caption: str
     uri: str = ""
     text: str = ""
+    plot: bool = False  # lines and words, which need the width of the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,8 @@ def _picture(path: Path, run: Path) -> Picture:
     if path.stat().st_size > _LARGEST:
         return Picture(caption, text=f"too large for this page: {path}")
     data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(caption, uri=f"data:image/png;base64,{data}")
+    plot = path.stem.startswith("outliers")
+    return Picture(caption, uri=f"data:image/png;base64,{data}", plot=plot)
 
 
 def unfinished(paths: Sequence[str]) -> list[list[str]]:

@@ -7,11 +7,13 @@ const CONFIG = {
 };
 
 // Where a finger points there is no room for buttons, nor beside a small map.
-const pointed = matchMedia("(hover: hover) and (min-width: 40rem)").matches;
+const wide = matchMedia("(min-width: 40rem)").matches;
+const pointed = wide && matchMedia("(hover: hover)").matches;
 
 for (const [id, { figure }] of Object.entries(CHARTS)) {
   const small = figure.data[0].type === "heatmap";
   const displayModeBar = pointed && !small;
+  if (!wide && figure.layout.meta) figure.layout.yaxis.ticktext = figure.layout.meta.narrow;
   Plotly.newPlot(id, figure.data, figure.layout, { ...CONFIG, displayModeBar });
 }
 

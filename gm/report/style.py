@@ -47,3 +47,8 @@ def style_of(index: int) -> Style:
 def plain(text: str) -> str:
     """A text for a figure: Plotly reads some HTML in its labels, here there is none."""
     return html.escape(text, quote=False)
+
+
+def short(text: str, most: int) -> str:
+    """`plain`, of this many letters at most."""
+    return plain(text if len(text) <= most else text[: most - 1] + "…")
