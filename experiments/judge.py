@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a trained run")
 flags.DEFINE_enum("split", "test", ["valid", "test"], "what samples are compared with")
 flags.DEFINE_string("checkpoint", "best", "best by validation, latest, or a step")
-flags.DEFINE_integer("num_samples", 1000, "how many; at most as the split has")
+flags.DEFINE_integer("num_samples", 1000, "how many, at most as many as the split has")
 flags.DEFINE_integer(
     "num_bayes",
     200,

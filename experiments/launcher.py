@@ -3,6 +3,7 @@
 import dataclasses
 import logging as stdlib_logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -300,5 +301,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.path.append(os.getcwd())  # --model=my_file finds a file beside you
     _use_compilation_cache()
     if _wants_help(sys.argv):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends in silence
         app.run(guarded)
     app.run(guarded, flags_parser=_parse_flags)

@@ -26,7 +26,7 @@ flags.DEFINE_list(
     "data sets (their test split), or files:PATH (all of it)",
 )
 flags.DEFINE_string("reverse", None, "another run: each one's data are outliers too")
-flags.DEFINE_list("background", [], "runs on mutated data, one for each inlier's")
+flags.DEFINE_list("background", [], "runs on mutated data: of --inlier, of --reverse")
 flags.DEFINE_list("ensemble", [], "more runs on the same data, such as other seeds")
 flags.DEFINE_string("rank", None, "a folder of images to rank instead")
 flags.DEFINE_list(

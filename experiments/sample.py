@@ -39,7 +39,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output", None, "default: RUN/samples/step_N.png or .txt")
 flags.DEFINE_multi_string(
-    "set", [], "field=value that changes how is drawn, such as inversion=jacobi"
+    "set", [], "field=value that changes how it draws, such as inversion=jacobi"
 )
 launcher.define_data_dir()
 launcher.define_mesh_flags()

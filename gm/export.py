@@ -146,7 +146,7 @@ def _facts(found: Trained, digest: str) -> str:
         "checkpoint": found.checkpoint,
         "examples seen": f"{meta.get('examples_seen', 0):,}",
         "seconds of training": f"{meta.get('train_seconds', 0.0):.0f}",
-        "training FLOPs (XLA's count)": f"{meta.get('train_flops', 0.0):.3g}",
+        "training FLOPs": f"{meta.get('train_flops', 0.0):.3g}",
         "parameters sha256": digest,
     }
     return "\n".join(f"- {k}: {v}" for k, v in facts.items())

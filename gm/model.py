@@ -104,6 +104,11 @@ def load_model(name: str) -> types.ModuleType:
             raise InputError(
                 f"--model={name}: {where}: {type(error).__name__}: {what}"
             ) from error
+        if name.endswith(".py"):
+            raise InputError(
+                f"--model={name}: give the import path of a file, not its name, such as "
+                f"--model={name.removesuffix('.py').lstrip('./').replace('/', '.')}"
+            ) from None
         raise InputError(
             f"--model={name}: no such model{did_you_mean(name, names)} "
             f"(one of {', '.join(names)}, or the import path of your own file)"

@@ -47,6 +47,7 @@ def contents(directory):
     [
         ("--model=mde", ("--model=mde", "did you mean made?", "realnvp")),
         slow("--model=no.such", ("--model=no.such", "import path")),
+        ("--model=./my/own.py", ("--model=./my/own.py", "such as --model=my.own")),
         ("--dataset=digit", ("--dataset=digit", "did you mean digits?", "files:PATH")),
         ("--set=widht=3", ("--set=widht=3", "did you mean width?", "depth")),
         slow("--set=width=abc", ("--set=width=abc", "of type int", "512")),
@@ -96,6 +97,13 @@ def test_help_does_not_import_jax():
     )
     assert "--learning_rate" in done.stdout
     assert done.stderr.split() == ["False"]
+
+
+def test_help_into_a_closed_pipe_ends_in_silence():
+    command = f"{sys.executable} -m experiments.train --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=REPO)
+    assert done.stdout.startswith("Fits a model")
+    assert done.stderr == ""
 
 
 # Data files.

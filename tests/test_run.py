@@ -163,6 +163,7 @@ def test_the_card_says_what_it_is(exported, run):
         row["split_sha256"][:16],
         "--model=made --dataset=digits --set=width=16 --num_steps=20",
         f"parameters sha256: {state_digest(run.params)}",
+        "- training FLOPs: ",
         "scikit-learn",
         "The licence of the data is that of its source",
     ):
