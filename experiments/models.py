@@ -1,8 +1,10 @@
 """Lists the models: family, estimate, paper, presets and parameters.
 
-python -m experiments.models                     # the table
-python -m experiments.models --references        # parameters against reference counts
-python -m experiments.models --quality           # presets of real data against papers
+  python -m experiments.models                     # the table
+  python -m experiments.models --references        # parameters against reference counts
+  python -m experiments.models --quality           # presets of real data against papers
+
+`scripts/into_readme` puts them into the pages.
 """
 
 import dataclasses
