@@ -106,6 +106,15 @@ def test_help_into_a_closed_pipe_ends_in_silence():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("name", ["run", "board", "digits"])
+def test_help_of_a_script_trains_nothing(name):
+    done = subprocess.run(
+        [REPO / "scripts" / name, "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("Trains")
+    assert f"scripts/{name} [FOLDER]" in done.stdout
+
+
 # Data files.
 
 
