@@ -1,8 +1,9 @@
 """Orbax checkpoints that are verified by digest, and that fall back when damaged.
 
 Orbax commits a step atomically but does not notice a flipped bit in array data, so each
-step carries a digest of every leaf. On restore, damaged steps are renamed `corrupt-N`
-and the one before is tried; nothing damaged is ever used.
+step carries a digest of every leaf, and its own number: a directory may be renamed. On
+restore, damaged steps are renamed `corrupt-N` and the one before is tried; nothing
+damaged is ever used.
 """
 
 import contextlib
@@ -160,7 +161,7 @@ class Checkpoints:
         flat = sharding.fetch(flatten(tree))
         if not self.writable:
             return
-        meta = dict(meta, digests=leaf_digests(flat))
+        meta = dict(meta, digests=leaf_digests(flat), saved_as=step)
         meta["sha256"] = _meta_digest(meta)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta)
@@ -241,6 +242,9 @@ class Checkpoints:
             raise ValueError(f"{type(error).__name__}: {error}") from None
         if told != _meta_digest(meta):
             raise ValueError("the digest of its meta data does not match")
+        saved_as = meta.pop("saved_as", step)  # older versions did not note it
+        if saved_as != step:
+            raise ValueError(f"it was saved as step {saved_as}")
         found = leaf_digests(flat)
         for name in sorted(set(wanted) | set(found)):
             if wanted.get(name) != found.get(name):

@@ -116,6 +116,16 @@ def test_what_was_moved_aside_before_is_kept(saved, tmp_path):
 
 
 @pytest.mark.case(8)
+def test_a_step_of_another_name_is_not_believed(saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    shutil.copytree(copy / "1", copy / "30")
+    step, found, _ = restore(copy, jax.eval_shape(tree))
+    assert step == 2
+    assert state_digest(found) == state_digest(tree(2))
+    assert {p.name for p in copy.iterdir()} == {"1", "2", "corrupt-30"}
+
+
+@pytest.mark.case(8)
 def test_none_is_sound(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "8").symlink_to("/etc")
