@@ -127,9 +127,16 @@ class RunConfig:
         train = {f.name for f in dataclasses.fields(TrainConfig)}
         own = {f.name for f in dataclasses.fields(cls)} - {"train"}
         try:
-            return cls(
+            found = cls(
                 **{k: v for k, v in values.items() if k in own},
                 train=TrainConfig(**{k: v for k, v in values.items() if k in train}),
             )
         except (TypeError, AttributeError) as error:
             raise InputError(f"config.json: not that of a run ({error})") from None
+        kinds = {"model": str, "dataset": str, "precision": str, "settings": dict}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(found, name), kind):
+                raise InputError(
+                    f"config.json: not that of a run ({name} is {value!r})"
+                )
+        return found

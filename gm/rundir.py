@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # of nesting without end
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
 
@@ -197,8 +197,11 @@ class RunDirectory:
             self._lock = None
 
     def config(self) -> dict[str, Any]:
-        """Everything needed to rebuild the run."""
-        return read_json(self.path / "config.json")
+        """Everything needed to rebuild the run; InputError where it is none."""
+        values = read_json(self.path / "config.json")
+        if not isinstance(values, dict):
+            raise InputError(f"{self.path / 'config.json'}: not that of a run")
+        return values
 
     def claim(
         self,

@@ -10,7 +10,7 @@ from gm.checkpoint import Checkpoints, flatten, unflatten
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
-from gm.model import LikelihoodModel, ending, load_model, param_shapes
+from gm.model import LikelihoodModel, ending, fields, load_model, param_shapes
 from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec
@@ -28,6 +28,26 @@ def describe(dataset: Dataset, conditional: bool) -> dict[str, Any]:
         "end": dataset.end,
         "cond": dataset.cond.to_json() if conditional and dataset.cond else None,
     }
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_description(data: Any) -> bool:
+    """Whether a JSON value may be what `describe` kept: a run may come from elsewhere."""
+    if not (isinstance(data, dict) and {"shape", "num_values", "cond"} <= data.keys()):
+        return False
+    shape, cond = data["shape"], data["cond"]
+    if not (isinstance(shape, list) and shape and all(map(_is_size, shape))):
+        return False
+    if cond is None:
+        return _is_size(data["num_values"])
+    try:
+        CondSpec(**{k: _tuple(v) for k, v in cond.items()})
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return _is_size(data["num_values"]) and _is_size(cond.get("size"))
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
@@ -80,8 +100,13 @@ def load(
     values = run.config()
     config = RunConfig.from_json(values)
     data = values.get("data")
-    if not (isinstance(data, dict) and {"shape", "num_values", "cond"} <= data.keys()):
-        raise InputError(f"{run.path / 'config.json'}: not that of a run (data)")
+    able = fields(load_model(config.model).Model)
+    strange = [f"settings.{name}" for name in config.settings if name not in able]
+    strange += [] if _is_description(data) else ["data"]
+    strange += [] if config.precision in ("float32", "bfloat16") else ["precision"]
+    if strange:
+        told = ", ".join(strange)
+        raise InputError(f"{run.path / 'config.json'}: not that of a run ({told})")
     model = rebuild_model(config, data)
     like = param_shapes(model)
     if run.weights.exists():
@@ -94,7 +119,7 @@ def load(
         return Trained(config, data, model, params, label, meta, run)
     kind, step = checkpoint, None
     if checkpoint not in ("best", "latest"):
-        if not checkpoint.isdecimal():
+        if not (checkpoint.isdecimal() and len(checkpoint) < 20):
             raise InputError(
                 f"--checkpoint={checkpoint}: give best, latest or a step number"
             )
@@ -143,10 +168,10 @@ def check_same_data(found: Trained, dataset: Dataset) -> None:
         "num_values": "number of values is",
     }
     for name, what in told.items():
-        if now[name] != found.data[name]:
+        if now[name] != found.data.get(name):
             raise InputError(
                 f"{dataset.name}: the {what} now {now[name]!r}, the run was trained "
-                f"with {found.data[name]!r}"
+                f"with {found.data.get(name)!r}"
             )
     own = found.model.cond and dataclasses.replace(found.model.cond, optional=False)
     if own is not None and dataset.cond != own:

@@ -19,12 +19,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_bytes().splitlines()  # a flipped bit may be no text
+    try:
+        lines = path.read_bytes().splitlines()  # a flipped bit may be no text
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
             rows.append(row | {"step": int(row["step"])})
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if number < len(lines) - 1:
                 raise InputError(
                     f"{path}: line {number + 1} is not a row with a step"

@@ -170,6 +170,11 @@ def test_a_torn_last_line_is_dropped_and_a_torn_middle_refused(tmp_path):
         path.write_bytes(bad + b'\n{"step": 10, "a": 2.0}\n')
         with pytest.raises(InputError, match="line 1 is not a row"):
             read_metrics(path)
+    path.write_bytes(b"[" * 100_000 + b'\n{"step": 10, "a": 2.0}\n')
+    with pytest.raises(InputError, match="line 1 is not a row"):
+        read_metrics(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_metrics(tmp_path)
 
 
 # Updates that are not finite.

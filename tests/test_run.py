@@ -154,6 +154,39 @@ def test_an_exported_run_gives_the_same_numbers(path, exported, run, x):
     (exported / "results" / "valid.nats.npy").unlink()
 
 
+DATA = {"shape": [8, 8, 1], "num_values": 17, "cond": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": 3}, "model is 3"),
+        ({"precision": "float8"}, "precision"),
+        ({"settings": [1]}, r"settings is \[1\]"),
+        ({"settings": {"widht": 8}}, "settings.widht"),
+        ({"data": DATA | {"shape": "ab"}}, "data"),
+        ({"data": DATA | {"shape": [8, -8, 1]}}, "data"),
+        ({"data": DATA | {"num_values": "z"}}, "data"),
+        ({"data": DATA | {"cond": 5}}, "data"),
+        ({"data": DATA | {"cond": {"kind": "class", "many": 2}}}, "data"),
+        ({"data": DATA | {"cond": {"kind": "class", "size": "2"}}}, "data"),
+    ],
+)
+def test_a_configuration_from_elsewhere_is_not_believed(
+    change, told, exported, tmp_path
+):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=rf"not that of a run \({told}"):
+        gm.load(copy)
+
+
+def test_a_number_of_a_checkpoint_without_end(path):
+    with pytest.raises(InputError, match="give best, latest or a step number"):
+        gm.load(path, "9" * 5000)
+
+
 def test_the_card_says_what_it_is(exported, run):
     card = (exported / "README.md").read_text()
     [row] = run.rows()

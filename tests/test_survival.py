@@ -174,6 +174,17 @@ def test_only_what_changes_no_number_may_change(field, tmp_path):
     assert run.config() == CONFIG
 
 
+@pytest.mark.case(7)
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, ""])
+def test_a_configuration_that_is_none_is_refused(text, tmp_path):
+    run = RunDirectory.open_for_training(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    for use in (run.config, lambda: run.claim(CONFIG)):
+        with pytest.raises(InputError, match=r"config\.json: not "):
+            use()
+    assert (tmp_path / "config.json").read_text() == text
+
+
 @pytest.mark.case(21)
 @pytest.mark.slow
 def test_a_large_save_is_written_in_the_background(tmp_path, record_property):
