@@ -154,13 +154,39 @@ def _short(count: int) -> str:
     return str(count)
 
 
+def _example_shape(
+    name: str, text: str, resolution: int | None = None
+) -> tuple[int, ...]:
+    """The shape of an example, from the table's text.
+
+    Raises:
+      InputError: a resolution that the data set, once loaded, would refuse.
+    """
+    told = f"--resolution={resolution}"
+    if resolution is not None and resolution < 1:
+        raise InputError(f"{told}: give a whole number of pixels from 1")
+    if "R" in text or resolution is None:
+        side = str(resolution or _RESOLUTION.get(name))
+        return tuple(map(int, text.replace("R", side).split("x")))
+    sizes = tuple(map(int, text.split("x")))
+    if len(sizes) != 3:
+        raise InputError(f"{told}: {name} has no resolution; leave the flag out")
+    side = min(sizes[:2])
+    if resolution > side:
+        raise InputError(
+            f"{told}: the images have a side of {side} pixels; give a resolution from "
+            f"1 to {side}"
+        )
+    return (resolution, resolution, sizes[2])
+
+
 def described(
     name: str, resolution: int | None = None, data_dir: str | None = None
 ) -> Any:
     """A data set without its data, from the table; one that is not there is loaded.
 
     Raises:
-      InputError: no such data set.
+      InputError: no such data set, or no such resolution of it.
     """
     import numpy as np
 
@@ -170,13 +196,11 @@ def described(
     entry = data.DATASETS.get(name)
     if entry is None:
         return data.load(name, resolution=resolution, data_dir=data_dir)
-    side = str(resolution or _RESOLUTION.get(name))
-    sizes = entry.shape.replace("R", side).split("x")
-    if resolution and len(sizes) == 3:
-        sizes[:2] = side, side
-    shape = tuple(map(int, sizes))
+    shape = _example_shape(name, entry.shape, resolution)
     kind, _, size = entry.cond.partition(":")
     cond = CondSpec("class", int(size)) if kind == "class" else None
+    if kind == "real":  # of ranges that no parameter depends on
+        cond = CondSpec("real", int(size), low=(0,) * int(size), high=(1,) * int(size))
     none = data.ArraySplit(np.zeros((0, *shape), np.uint8))
     return data.Dataset(name, shape, entry.num_values, "dim", none, none, none, cond)
 

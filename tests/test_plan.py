@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import pytest
 from launch import REPO, launch, one_error
 
+import gm
+from experiments.models import described
 from gm import sharding
 from gm.collectives import Moved, count_collectives
 from gm.config import TrainConfig
+from gm.errors import InputError
 from gm.flops import count_flops
 from gm.model import load_model
 from gm.plan import make_plan, smaller
@@ -164,6 +167,29 @@ def test_plan_of_one_device():
     texts = [flags for flags, _, _ in smaller(plan)]
     assert texts[0] == "--remat"
     assert texts[-1] == "--remat --accumulate=8"
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "parts"),
+    [
+        ("digits", -3, "--resolution=-3: give a whole number of pixels from 1"),
+        ("solids", 0, "--resolution=0: give a whole number of pixels from 1"),
+        ("digits", 12, "--resolution=12: the images have a side of 8 pixels"),
+        ("celeb_a", 200, "--resolution=200: the images have a side of 178 pixels"),
+        ("pocket_cube", 12, "--resolution=12: pocket_cube has no resolution"),
+    ],
+)
+def test_no_plan_of_a_resolution_that_training_refuses(name, resolution, parts):
+    with pytest.raises(InputError, match=parts):
+        described(name, resolution)
+
+
+@pytest.mark.parametrize("name", ["digits", "solids", "pocket_cube"])
+def test_a_plan_is_of_the_data_that_training_loads(name):
+    loaded, told = gm.load_data(name), described(name)
+    assert (told.shape, told.num_values) == (loaded.shape, loaded.num_values)
+    kinds = [d.cond and (d.cond.kind, d.cond.size) for d in (told, loaded)]
+    assert kinds[0] == kinds[1]
 
 
 def amounts(out):
