@@ -166,8 +166,8 @@ def _example_shape(
     if resolution is not None and resolution < 1:
         raise InputError(f"{told}: give a whole number of pixels from 1")
     if "R" in text or resolution is None:
-        side = str(resolution or _RESOLUTION.get(name))
-        return tuple(map(int, text.replace("R", side).split("x")))
+        text = text.replace("R", str(resolution or _RESOLUTION.get(name)))
+        return tuple(map(int, text.split("x")))
     sizes = tuple(map(int, text.split("x")))
     if len(sizes) != 3:
         raise InputError(f"{told}: {name} has no resolution; leave the flag out")

@@ -99,7 +99,7 @@ def load(
     run = RunDirectory.open_to_read(path, flag)
     values = run.config()
     config = RunConfig.from_json(values)
-    data = values.get("data")
+    data: Any = values.get("data")
     able = fields(load_model(config.model).Model)
     strange = [f"settings.{name}" for name in config.settings if name not in able]
     strange += [] if _is_description(data) else ["data"]
