@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import fcntl
 import hashlib
+import math
 import signal
 import subprocess
 import sys
@@ -118,7 +119,9 @@ class Cell:
         if status in STOPPED:
             return f"stopped: {tail}"
         reason = f"status {status}: {tail}"
-        self._note(failed=reason)
+        # Refused, since another sweep ran it meanwhile? Then that one's word holds.
+        if not _read_record(self.path)["done"]:
+            self._note(failed=reason)
         return f"failed with {reason}"
 
     @property
@@ -148,19 +151,28 @@ def _bits(path):
 
 
 def _progress(path):
-    """(what is told, seconds left) of a cell that has begun to train."""
+    """(what is told, seconds left) of a cell that has begun to train.
+
+    A damaged file is told of, since it must not hide the other cells.
+    """
     from gm.writer import read_metrics
 
-    rows = read_metrics(path / "metrics.jsonl")
     config = path / "config.json"
-    if not (rows and config.exists()):
-        return "compiling or reading", None
-    total, last = read_json(config)["num_steps"], rows[-1]
-    left = (total - last["step"]) * last["time/seconds"] / last["step"]
-    found = [row["valid/bpd"] for row in rows if row.get("valid/bpd") is not None]
-    bits = found[-1] if found else last.get("train/bpd")
-    told = f"step {last['step']} of {total}"
-    return (f"{told}, {bits:.4f} bits/dim" if bits is not None else told), left
+    try:
+        rows = read_metrics(path / "metrics.jsonl")
+        if not (rows and config.exists()):
+            return "compiling or reading", None
+        total, last = read_json(config)["num_steps"], rows[-1]
+        left = (total - last["step"]) * last["time/seconds"] / last["step"]
+        found = [row["valid/bpd"] for row in rows if row.get("valid/bpd") is not None]
+        bits = found[-1] if found else last.get("train/bpd")
+        told = f"step {last['step']} of {total}"
+        told += f", {bits:.4f} bits/dim" if bits is not None else ""
+    except InputError as error:
+        return str(error), None
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        return "metrics.jsonl or config.json is damaged", None
+    return told, left if math.isfinite(left) else None
 
 
 def read_state(path: Path) -> State:

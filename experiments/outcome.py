@@ -51,6 +51,11 @@ def safe_name(text: str) -> str:
     return f"{name.encode()[:180].decode(errors='ignore')}-{_digest(text)}"
 
 
+def printable(text: str) -> str:
+    """The text with ? for what could move a terminal's cursor, or change its title."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def short_name(value: str) -> str:
     """A path by its last part and a hash of the whole, what is none as it is."""
     if os.sep not in value or not os.path.exists(value):

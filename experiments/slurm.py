@@ -7,6 +7,7 @@ resumes bit for bit. submitit hands cells over in pickles: its folder is the use
 import dataclasses
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,17 @@ def run(root: Path, cells: list[Cell], jobs: int, pairs: list[str]) -> int:
         raise InputError(
             "--launcher=slurm: needs submitit; pip install -e '.[slurm]'"
         ) from None
-    waiting = [cell for cell in cells if cell.enter() is None]
+    entered = [(cell, cell.enter()) for cell in cells]
+    refused = [cell for cell, told in entered if told and told.startswith("failed")]
+    for cell, told in entered:
+        if cell in refused:
+            print(f"{cell.path.name}: {told}", file=sys.stderr)
+    waiting = [cell for cell, told in entered if told is None]
     if waiting:
         folder = root / "slurm"
-        folder.mkdir(mode=0o700, exist_ok=True)
         try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)  # one that is there may be another's, and fails
             executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
             executor.update_parameters(
                 job_name=root.name,
@@ -114,10 +121,12 @@ def run(root: Path, cells: list[Cell], jobs: int, pairs: list[str]) -> int:
         number = array[0].job_id.split("_")[0]
         print(f"Slurm array {number}: {len(waiting)} cells, {jobs} at a time")
         judge = _Judge(number, waiting)
+    # Not all below the root: what is not of this sweep might never end.
+    shown = [cell.path for cell in cells if cell not in refused]
     states = status.watch(
-        root, judge if waiting else lambda states: states, until_ended=bool(waiting)
+        shown, judge if waiting else lambda states: states, until_ended=bool(waiting)
     )
-    return sum(state.word == "failed" for state in states)
+    return len(refused) + sum(state.word == "failed" for state in states)
 
 
 class _Judge:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments.cell import State, find_cells, read_state
+from experiments.cell import State, read_state
+from experiments.outcome import printable
 
 _STYLE = {"done": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 ENDED = ("done", "failed")
@@ -34,13 +35,13 @@ def table(states: list[State]) -> Table:
     for state in states:
         word = Text(state.word, _STYLE.get(state.word, ""))
         # As Text: what a run has printed is never markup.
-        told = (Text(state.name), word, Text(state.told), _clock(state.seconds_left))
-        out.add_row(*told)
+        name, told = (Text(printable(text)) for text in (state.name, state.told))
+        out.add_row(name, word, told, _clock(state.seconds_left))
     return out
 
 
 def watch(
-    root: Path,
+    paths: Sequence[Path],
     judge: Callable[[list[State]], list[State]] = lambda states: states,
     *,
     until_ended: bool | None = None,
@@ -49,7 +50,7 @@ def watch(
     """Shows the table, anew every few seconds.
 
     Args:
-      root: of the sweep.
+      paths: of the cells.
       judge: may correct what the files say, by what a queue says.
       until_ended: until all cells are done or failed; None: on a terminal only.
       seconds: between looks.
@@ -60,7 +61,6 @@ def watch(
     console = Console(width=None if sys.stdout.isatty() else 200)
     if until_ended is None:
         until_ended = console.is_terminal
-    paths = find_cells(root)
 
     def look():
         return judge([read_state(path) for path in paths])

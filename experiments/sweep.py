@@ -8,8 +8,8 @@ r"""Trains and evaluates models x data sets x resolutions x seeds x settings.
 
 Commas in --set separate the values to sweep; `model.field=...` is for that model alone.
 Finished cells are skipped, started ones resumed; a failing cell does not stop the others.
-Every other flag of `train` is passed on. With --launcher=slurm the cells are an array of
-Slurm jobs; --status tells from anywhere how far they are.
+Run, training and mesh have the flags that `train` has. With --launcher=slurm the cells are
+an array of Slurm jobs; --status tells from anywhere how far they are.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launcher
-from experiments.cell import Cell, cell_name
+from experiments import launcher, outcome
+from experiments.cell import Cell, cell_name, find_cells
 from gm.errors import InputError, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -100,6 +100,7 @@ def cells() -> dict[str, list[str]]:
     from experiments import presets
     from gm import data
     from gm.model import load_model, parse_settings
+    from gm.sharding import parse_mesh
 
     for one, several in (("seed", "seeds"), ("resolution", "resolutions")):
         if FLAGS[one].present:
@@ -121,10 +122,15 @@ def cells() -> dict[str, list[str]]:
             data.load(name)  # raises, with the nearest name
     resolutions = FLAGS.resolutions or [None]
     product = itertools.product(FLAGS.datasets, resolutions, FLAGS.models, FLAGS.seeds)
+    for flag, numbers in (("seeds", FLAGS.seeds), ("resolutions", FLAGS.resolutions)):
+        for number in numbers:
+            if not (number.isdecimal() and int(number[:20]) < 2**31):
+                raise InputError(
+                    f"--{flag}={number}: not a whole number from 0 to {2**31 - 1}"
+                )
+    if FLAGS.mesh is not None:
+        parse_mesh(FLAGS.mesh)
     for dataset, resolution, model, seed in product:
-        for number in (seed, resolution):
-            if number is not None and not number.isdecimal():
-                raise InputError(f"--seeds or --resolutions: {number} is not a number")
         for settings in choices[model]:
             parts = [dataset + (f"-{resolution}" if resolution else ""), model]
             parts += [f"{k}={v}" for k, v in settings.items()] + [f"s{seed}"]
@@ -146,9 +152,11 @@ def cells() -> dict[str, list[str]]:
 
 
 def _run_all(cells: list[Cell]) -> int:
-    """Runs the cells, some at a time; returns how many failed."""
+    """Runs the cells, some at a time; returns how many failed or were left unfinished."""
     waiting = list(cells)
-    count, done, failed, lock = len(cells), 0, [], threading.Lock()
+    count, done, lock = len(cells), 0, threading.Lock()
+    failed: list[str] = []
+    stopped: list[str] = []
     jobs = min(FLAGS.jobs, count)
     running: list[subprocess.Popen] = []
     stopping = threading.Event()
@@ -179,18 +187,20 @@ def _run_all(cells: list[Cell]) -> int:
                 cell = waiting.pop(0)
             begin = time.monotonic()
             try:
-                outcome = cell(started)
+                told = cell(started)
             except (InputError, OSError) as error:
-                outcome = f"failed: {error}"
+                told = f"failed: {error}"
             with lock:
                 done += 1
                 seconds = time.monotonic() - begin
                 print(
-                    f"[{done}/{count}] {cell.path.name}: {outcome} ({seconds:.0f} s)",
+                    f"[{done}/{count}] {cell.path.name}: {outcome.printable(told)} "
+                    f"({seconds:.0f} s)",
                     flush=True,
                 )
-                if outcome.startswith(("failed", "stopped")):
-                    failed.append(cell.path.name)
+                for word, names in (("failed", failed), ("stopped", stopped)):
+                    if told.startswith(word):
+                        names.append(cell.path.name)
 
     # Not Thread.join: where Ctrl-C interrupts it, Python 3.11 and 3.12 take the thread for
     # ended, and the cells would still be saving when the same command is given again.
@@ -204,20 +214,26 @@ def _run_all(cells: list[Cell]) -> int:
         stop(None, None)
         for worker in workers:
             worker.result()
-        again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
-        print(
-            "stopped; the same command skips finished cells and resumes started ones:\n"
-            f"  {again}",
-            file=sys.stderr,
-        )
+        _tell_how_to_go_on()
         raise
+    if stopped or done < count:
+        _tell_how_to_go_on()
     if failed:
         print(
             f"{len(failed)} of {count} cells failed: {', '.join(failed)}; "
             f"see log.txt in each under {FLAGS.workdir}",
             file=sys.stderr,
         )
-    return len(failed)
+    return len(failed) + len(stopped) + count - done
+
+
+def _tell_how_to_go_on():
+    again = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    print(
+        "stopped; the same command skips finished cells and resumes started ones:\n"
+        f"  {again}",
+        file=sys.stderr,
+    )
 
 
 def _dry_run(named: dict[str, list[str]]) -> int:
@@ -250,7 +266,7 @@ def main(argv: list[str]) -> int:
     if FLAGS.status:
         from experiments import status
 
-        states = status.watch(Path(FLAGS.workdir))
+        states = status.watch(find_cells(Path(FLAGS.workdir)))
         return 1 if any(state.word == "failed" for state in states) else 0
     if FLAGS.jobs < 1:
         raise InputError(f"--jobs={FLAGS.jobs}: give 1 or more")

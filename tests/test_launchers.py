@@ -1,12 +1,15 @@
 """The launchers as a person uses them, each in a process of its own."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,6 +99,100 @@ def test_a_queue_that_does_not_answer_is_no_empty_queue(tmp_path, monkeypatch):
         squeue.write_text(f"#!/bin/sh\n{body}\n")
         squeue.chmod(0o755)
         assert _queue("7") == found
+
+
+class Executor:
+    """As submitit's: the jobs that are submitted have ended at once."""
+
+    def __init__(self, **_):
+        self.batch = contextlib.nullcontext
+
+    def update_parameters(self, **_):
+        pass
+
+    def submit(self, job):
+        job.cell._note(done=True)
+        return SimpleNamespace(job_id="7_0")
+
+
+def test_what_slurm_does_not_run_is_told_and_not_waited_for(
+    tmp_path, monkeypatch, capsys
+):
+    from experiments import slurm
+    from experiments.cell import Cell
+
+    own, other, left = (tmp_path / name for name in ("own", "other", "left"))
+    Cell(other, ("--seed=1",)).enter()  # begun with other flags
+    (other / "metrics.jsonl").write_text("")
+    Cell(left, ()).enter()  # of another sweep
+    (tmp_path / "slurm").mkdir(mode=0o755)
+    monkeypatch.setitem(
+        sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Executor)
+    )
+    monkeypatch.setattr(slurm, "_queue", lambda array: set())
+    looks = iter(range(20))
+    monkeypatch.setattr(time, "sleep", lambda seconds: next(looks))
+    cells = [Cell(own, ()), Cell(other, ("--seed=2",))]
+    assert slurm.run(tmp_path, cells, 1, []) == 1
+    out, err = capsys.readouterr()
+    assert "1 done" in out
+    assert "other: failed: " in err
+    assert "holds a run of other flags: --seed=1, --seed=2" in err
+    assert (tmp_path / "slurm").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cell_that_another_sweep_has_finished_stays_done(tmp_path, monkeypatch):
+    from experiments import cell
+
+    class Refused:
+        """The run is in use; by when that is told, it has ended."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def wait(self):
+            cell.Cell(tmp_path, ())._note(done=True)
+            return 2
+
+    monkeypatch.setattr(cell.subprocess, "Popen", Refused)
+    assert cell.Cell(tmp_path, ())().startswith("failed with status 2")
+    assert cell.read_state(tmp_path).word == "done"
+
+
+TERMINATED = """
+import os, signal, time
+from pathlib import Path
+from types import SimpleNamespace
+
+from experiments import sweep
+
+class Cell:
+    path = Path("cell")
+
+    def __call__(self, started):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        return "done"
+
+sweep.FLAGS = SimpleNamespace(jobs=1, workdir="root")
+print("unfinished:", sweep._run_all([Cell(), Cell(), Cell()]))
+"""
+
+
+def test_a_terminated_sweep_says_that_cells_are_left():
+    done = run("-c", TERMINATED)
+    assert "unfinished: 2" in done.stdout
+    assert "stopped; the same command" in done.stderr
+    assert "failed" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--seeds=0,9999999999", "--mesh=data:x"])
+def test_a_sweep_refuses_a_value_before_anything_runs(flag, tmp_path):
+    flags = ("--models=made", f"--workdir={tmp_path / 'none'}", flag)
+    done = run("-m", "experiments.sweep", *flags, ok=False)
+    assert done.returncode == 2
+    assert f"error: {flag.replace('0,', '')}: " in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_dry_run_prints_costs_and_runs_nothing(tmp_path):

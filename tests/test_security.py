@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from launch import REPO, launch, one_error
 
 from experiments import launcher, outcome
-from experiments.cell import cell_name, read_state
+from experiments.cell import _progress, cell_name, read_state
 from experiments.status import table
 from gm.codec import archive
 from gm.codec.header import unpack
@@ -216,6 +216,13 @@ def test_names_are_no_escapes_and_no_markup(tmp_path):
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
     console.print(table([read_state(tmp_path / name)]))
     assert console.export_text().count(name) == 2
+    (tmp_path / "\x1b[2J").mkdir()
+    failed["failed"] = "status 1: \x1b]0;title\x07 \u202egnp"
+    (tmp_path / "\x1b[2J" / "cell.json").write_text(json.dumps(failed))
+    console.print(table([read_state(tmp_path / "\x1b[2J")]))
+    text = console.export_text()
+    assert "?]0;title? ?gnp" in text
+    assert all(line.isprintable() for line in text.splitlines())
 
 
 @given(JSON)
@@ -226,6 +233,33 @@ def test_any_record_of_a_cell_is_read_or_refused_in_one_line(tmp_path_factory, v
         (path / "cell.json").write_text(json.dumps(record))
         told = refusal(lambda: read_state(path))
         assert told == "" or "not written by a sweep" in told
+
+
+@pytest.mark.parametrize(
+    ("metrics", "config", "told"),
+    [
+        ('{"step": 0, "time/seconds": 1}', '{"num_steps": 9}', "is damaged"),
+        ('{"step": 5}', '{"num_steps": 9}', "is damaged"),
+        (
+            '{"step": 5, "time/seconds": 1, "train/bpd": []}',
+            '{"num_steps": 9}',
+            "is da",
+        ),
+        ('{"step": 5, "time/seconds": "x"}', '{"num_steps": 9}', "is damaged"),
+        ('{"step": 5, "time/seconds": 1}', "{}", "is damaged"),
+        ('{"step": 5, "time/seconds": 1}', "[", "not readable as JSON"),
+        ('x\n{"step": 5}', '{"num_steps": 9}', "line 1 is not a row"),
+        ('{"step": 5, "time/seconds": 1e999}', '{"num_steps": 9}', "step 5 of 9"),
+    ],
+)
+def test_a_damaged_cell_does_not_hide_the_others(metrics, config, told, tmp_path):
+    (tmp_path / "cell.json").write_text('{"args": [], "done": false}')
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    (tmp_path / "config.json").write_text(config)
+    state = read_state(tmp_path)
+    assert state.word == "stopped"
+    assert told in state.told
+    table([state, dataclasses.replace(state, seconds_left=_progress(tmp_path)[1])])
 
 
 def test_compare_prints_names_as_they_are(tmp_path):
