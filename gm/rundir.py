@@ -157,10 +157,11 @@ class RunDirectory:
                     f"another directory, with --init_from={path}"
                 )
             run.path.mkdir(parents=True, exist_ok=True)
-            lock = open(run.path / "LOCK", "a+", opener=_no_link)
+            lock = open(run.path / "LOCK", "a+", opener=_no_link, errors="replace")
             if not _locked(lock):
                 lock.seek(0)
-                owner = lock.read().strip() or "another process"
+                told = "".join(filter(str.isprintable, lock.read(200)))
+                owner = told or "another process"
                 raise InputError(
                     f"--workdir={path}: in use by {owner}; wait for it or give another"
                 )

@@ -15,6 +15,9 @@ from launch import REPO, SMALL, flip_bit, largest_file, launch, one_error, start
 from marks import slow
 from PIL import Image
 
+from gm.errors import InputError
+from gm.rundir import RunDirectory
+
 SENTENCE = "the cat sat on a mat and looked at it\n"
 
 
@@ -232,6 +235,24 @@ def test_a_run_directory_in_use(digits_run, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         outcome = train(digits_run, "--set=width=16", *SMALL)
     one_error(outcome, f"--workdir={digits_run}", "in use by pid")
+
+
+@pytest.mark.case(12)
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (b"\xff\x1b[2J pid 3\n", "in use by \ufffd[2J pid 3;"),
+        (b"", "by another process"),
+    ],
+)
+def test_an_owner_is_told_as_plain_text(written, told, tmp_path):
+    import fcntl
+
+    (tmp_path / "LOCK").write_bytes(written)
+    with open(tmp_path / "LOCK") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=re.escape(told)):
+            RunDirectory.open_for_training(tmp_path)
 
 
 @pytest.mark.case(11)
