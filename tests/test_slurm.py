@@ -193,6 +193,7 @@ def test_a_sweep_survives_a_lost_node_and_a_requeued_job(
         about = environment(owner(cell))
         jobs[about["SLURMD_NODENAME"]] = (cell, about["SLURM_JOB_ID"])
     assert set(jobs) == set(nodes)
+    print(ask(env, "sinfo", "-N"), ask(env, "squeue"), out, sep="\n")
     # The machine n2 is lost, with all that ran on it.
     lost, job = jobs["n2"]
     nodes["n2"].kill()
@@ -203,6 +204,7 @@ def test_a_sweep_survives_a_lost_node_and_a_requeued_job(
     requeued, job = jobs["n3"]
     ask(env, "scontrol", "requeue", job)
     out, err = process.communicate(timeout=900)
+    print(out)
     assert process.returncode == 0, out + err
     assert [read_state(cell).word for cell in cells] == ["done"] * 3
     local = tmp_path / "local"
@@ -211,6 +213,7 @@ def test_a_sweep_survives_a_lost_node_and_a_requeued_job(
     for cell in cells:
         assert last_digest(cell) == last_digest(local / cell.name)
     told = f"n2 lost with {lost.name}, {requeued.name} requeued on n3"
+    print(told)
     record_property("figure", f"{told}: 3 cells done, digests those of a local sweep")
 
 
