@@ -44,6 +44,8 @@ UNRUN = {
     "python -m experiments.complete --data_dir=DATA": "of a run on such an archive",
     "python -m experiments.translate --data_dir=DATA": "of a run on such an archive",
     "python -m experiments.outliers --data_dir=DATA": "of a run on such an archive",
+    "python -m experiments.train --model=multiscale --dataset=files:PHOTOS": "needs them",
+    "python -m experiments.sample --workdir=runs/photo512": "of that run",
     "python scripts/prepare_data --train=DATA": "needs an archive that is downloaded",
 }
 
