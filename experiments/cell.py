@@ -35,6 +35,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def printable(text: str) -> str:
+    """The text with ? for what could move a terminal's cursor, or change its title."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def cell_name(parts: list[str]) -> str:
     """The name of a cell's directory: no path, and not too long for a file system."""
     name = "_".join(outcome.safe_name(p).strip(".") for p in parts)

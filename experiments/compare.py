@@ -94,8 +94,7 @@ def _print_tables(rows, tables):
         for line in lines:
             table.add_row(*(Text(line[c]) for c in shown))
         console.print(table)
-        gone = [name for name in header if name in _LEAST]
-        gone = [name for name in gone if header.index(name) not in shown]
+        gone = [name for c, name in enumerate(header) if c not in shown]
         if gone:
             told = f"no room for: {', '.join(gone)}; --html and --format=markdown have them"
             console.print(told, markup=False, highlight=False)

@@ -34,7 +34,7 @@ def write_application(
     from gm.evaluate import provenance
     from gm.rundir import write_json
 
-    path = found.run.applications / safe_name(name)
+    path = found.run.applications / name
     about = {"model": found.config.model, "dataset": found.config.dataset}
     about |= {"settings": found.config.settings, "checkpoint": found.checkpoint}
     if picture is not None:
@@ -49,11 +49,6 @@ def safe_name(text: str) -> str:
     if len(name.encode()) <= 200:
         return name
     return f"{name.encode()[:180].decode(errors='ignore')}-{_digest(text)}"
-
-
-def printable(text: str) -> str:
-    """The text with ? for what could move a terminal's cursor, or change its title."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def short_name(value: str) -> str:

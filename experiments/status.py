@@ -11,8 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments.cell import State, read_state
-from experiments.outcome import printable
+from experiments.cell import State, printable, read_state
 
 _STYLE = {"done": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 ENDED = ("done", "failed")

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launcher, outcome
-from experiments.cell import Cell, cell_name, find_cells
+from experiments import launcher
+from experiments.cell import Cell, cell_name, find_cells, printable
 from gm.errors import InputError, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -194,7 +194,7 @@ def _run_all(cells: list[Cell]) -> int:
                 done += 1
                 seconds = time.monotonic() - begin
                 print(
-                    f"[{done}/{count}] {cell.path.name}: {outcome.printable(told)} "
+                    f"[{done}/{count}] {cell.path.name}: {printable(told)} "
                     f"({seconds:.0f} s)",
                     flush=True,
                 )

@@ -38,28 +38,29 @@ def _is_description(data: Any) -> bool:
     """Whether a JSON value may be what `describe` kept: a run may come from elsewhere."""
     if not (isinstance(data, dict) and {"shape", "num_values", "cond"} <= data.keys()):
         return False
-    shape, cond = data["shape"], data["cond"]
-    if not (isinstance(shape, list) and shape and all(map(_is_size, shape))):
+    shape = data["shape"]
+    if not (isinstance(shape, list) and shape):
         return False
-    if cond is None:
-        return _is_size(data["num_values"])
     try:
-        CondSpec(**{k: _tuple(v) for k, v in cond.items()})
+        cond = _cond_of(data)
     except (TypeError, ValueError, AttributeError):
         return False
-    return _is_size(data["num_values"]) and _is_size(cond.get("size"))
+    sizes = [*shape, data["num_values"], *([] if cond is None else [cond.size])]
+    return all(map(_is_size, sizes))
+
+
+def _cond_of(data: dict[str, Any]) -> CondSpec | None:
+    cond = data["cond"]
+    return None if cond is None else CondSpec(**{k: _tuple(v) for k, v in cond.items()})
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
     """The module of a run from its configuration and what `describe` kept."""
-    cond = data["cond"]
-    if cond is not None:
-        cond = CondSpec(**{k: _tuple(v) for k, v in cond.items()})
     cls = load_model(config.model).Model
     return cls(
         shape=tuple(data["shape"]),
         num_values=data["num_values"],
-        cond=cond,
+        cond=_cond_of(data),
         precision=config.precision,
         **ending(cls, data.get("end")),
         **{k: _tuple(v) for k, v in config.settings.items()},

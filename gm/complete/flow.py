@@ -21,10 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
 
-from gm.bounds import logmeanexp
-from gm.complete.method import Drawn, Method, log_px, repeat, systematic
+from gm.complete.method import Drawn, Method, log_px, pick_chains, repeat
 from gm.likelihood import logistic_log_prob, quantize, sum_dims
 
 _LEAPFROGS = 5  # in a Hamiltonian step
@@ -52,21 +50,16 @@ class AnnealedHamiltonian(Method):
         _, _, sizes, _ = run(*rows, keys[1], v, betas, jnp.zeros(steps), _TUNING)
         v, log_w, _, rate = run(*rows, keys[2], v, betas, sizes, 0.0)
         log_w = log_w.reshape(n, chains)
-        pick = functools.partial(systematic, count=m)
-        chosen = jax.vmap(pick)(jax.random.split(keys[3], n), log_w)  # [n, M]
-        v = v.reshape(n, chains, dims)
-        v = jnp.take_along_axis(v, chosen[..., None], axis=1).reshape(n * m, dims)
+        v, log_z, sizes = pick_chains(keys[3], log_w, v, m)
         rows = (*repeat((x, cond), m), missing)
         last = jnp.full(steps, sizes[-1])
         v, *_ = run(*rows, keys[4], v, jnp.ones(steps + 1), last, 0.0)
         y = _points(self.model, *rows, v)
         drawn = jnp.where(missing, quantize(y, self.model.num_values), rows[0])
-        log_w = np.asarray(log_w, np.float64)
-        log_z = logmeanexp(log_w, axis=1)
         nats = log_z - log_px(self.model, params, x, cond, keys[5])
         figures = {
             "acceptance": np.asarray(rate).reshape(n, chains).mean(1),
-            "effective_sample_size": 1 / (softmax(log_w, axis=1) ** 2).sum(1),
+            "effective_sample_size": sizes,
         }
         shape = (n, m, *self.model.shape)
         return Drawn(np.asarray(drawn).reshape(shape), nats, log_z, figures)

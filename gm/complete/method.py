@@ -1,11 +1,13 @@
 """What every way to complete examples takes and gives."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from gm.bounds import logmeanexp
 from gm.errors import InputError
@@ -95,6 +97,30 @@ def log_px(
 def repeat(tree: Any, count: int) -> Any:
     """Each example `count` times, one after the other: [n, ...] -> [n count, ...]."""
     return jax.tree.map(lambda v: jnp.repeat(v, count, axis=0), tree)
+
+
+def pick_chains(
+    key: jax.Array, log_w: jax.Array, ends: jax.Array, count: int
+) -> tuple[jax.Array, np.ndarray, np.ndarray]:
+    """Draws of the chains of annealed importance sampling, by weight (Neal 2001).
+
+    Args:
+      key: PRNG key.
+      log_w: [n, P], of the P chains of each of n examples.
+      ends: [n P, D], where the chains ended.
+      count: M, how many to draw for each example.
+
+    Returns:
+      Ends [n M, D]; the log of the mean weight, float64 [n]; effective sample sizes [n].
+    """
+    n, chains = log_w.shape
+    pick = functools.partial(systematic, count=count)
+    chosen = jax.vmap(pick)(jax.random.split(key, n), log_w)  # [n, M]
+    ends = ends.reshape(n, chains, -1)
+    ends = jnp.take_along_axis(ends, chosen[..., None], axis=1).reshape(n * count, -1)
+    weights = np.asarray(log_w, np.float64)
+    sizes = 1 / (softmax(weights, axis=1) ** 2).sum(1)
+    return ends, logmeanexp(weights, axis=1), sizes
 
 
 def systematic(key: jax.Array, log_w: jax.Array, count: int) -> jax.Array:

@@ -24,11 +24,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
 
 from gm import model as gm_model
-from gm.bounds import logmeanexp
-from gm.complete.method import Drawn, Method, log_px, repeat, systematic
+from gm.complete.method import Drawn, Method, log_px, pick_chains, repeat
 from gm.spec import Estimate
 
 _POOL = 8
@@ -67,18 +65,13 @@ class PseudoMarginalGibbs(Method):
         betas = jnp.linspace(0, 1, count + 1)
         flat, log_w, _ = run(flat, rows[1], places, log_b, keys[2], betas)
         log_w = log_w.reshape(n, chains)
-        pick = functools.partial(systematic, count=m)
-        chosen = jax.vmap(pick)(jax.random.split(keys[3], n), log_w)  # [n, M]
-        flat = flat.reshape(n, chains, -1)
-        flat = jnp.take_along_axis(flat, chosen[..., None], axis=1).reshape(n * m, -1)
+        flat, log_z, sizes = pick_chains(keys[3], log_w, flat, m)
         last = jnp.ones(count + 1)
         flat, _, moved = run(flat, repeat(cond, m), places, log_b, keys[4], last)
-        log_w = np.asarray(log_w, np.float64)
-        log_z = logmeanexp(log_w, axis=1)
         nats = log_z - log_px(self.model, params, x, cond, keys[5])
         figures = {
             "moves": np.asarray(moved).reshape(n, m).mean(1),
-            "effective_sample_size": 1 / (softmax(log_w, axis=1) ** 2).sum(1),
+            "effective_sample_size": sizes,
         }
         drawn = np.asarray(flat).reshape(n, m, *self.model.shape)
         return Drawn(drawn, nats, log_z, figures)
@@ -147,6 +140,7 @@ def move(
     return flat, log_w, moved / count
 
 
+@functools.partial(jax.jit, static_argnames=("model", "count"))
 def _base(model, params, cond, count, key):
     """Log b [D, num_values]: the symbols of samples, given the conditions in turn.
 
