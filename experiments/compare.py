@@ -131,8 +131,13 @@ def _show(rows, made):
         sys.stdout.write(form(rows))
 
 
-def _compare(paths: list[str], *, watching: bool = False) -> int:
-    """Reads, shows and writes once; returns the exit status."""
+def _compare(paths: list[str], *, watching: bool = False, show: bool = True) -> int:
+    """Reads, shows and writes once; returns the exit status.
+
+    Args:
+      watching: the page loads itself again, and there may be no row yet.
+      show: also the tables, not the page alone.
+    """
     from gm import results, tables
 
     rows = results.read_rows(paths, may_be_empty=watching)
@@ -151,39 +156,42 @@ def _compare(paths: list[str], *, watching: bool = False) -> int:
             refused=refused,
             refresh=FLAGS.refresh_seconds if watching else None,
         )
-        print(FLAGS.html, file=sys.stderr)
+        if show:
+            print(FLAGS.html, file=sys.stderr)
     if refused:
         raise InputError(refused)
-    _show(rows, made)
+    if show:
+        _show(rows, made)
     if FLAGS.plots:
         from gm.plots import write_plots
 
         for path in write_plots(rows, FLAGS.plots):
-            print(path, file=sys.stderr)
+            if show:
+                print(path, file=sys.stderr)
     bugs = [text for table in made for text in table.bugs]
     for text in bugs:
         print(f"error: {text}", file=sys.stderr)
     return 1 if bugs else 0
 
 
-def _written(paths: list[str]) -> list[tuple[str, int]]:
-    """What runs have written, and when."""
-    names = ("results/*.json", "metrics.jsonl", "config.json", "samples/*")
+def _written(paths: list[str], *names: str) -> list[tuple[str, int]]:
+    """What runs have written by these names, and when."""
     files = {f for p in paths for name in names for f in Path(p).glob(f"**/{name}")}
     return sorted((str(f), f.stat().st_mtime_ns) for f in files)
 
 
 def _watch(paths: list[str]) -> int:
     """Compares again and again; Ctrl-C ends it, and leaves a page that stays as it is."""
-    before = None
+    seen = None, None
     # Also where it was started in the background, which lets it ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
-            now = _written(paths)
-            if now != before:
-                _compare(paths, watching=True)
-            before = now
+            rows = _written(paths, "results/*.json")
+            curves = _written(paths, "metrics.jsonl", "config.json", "samples/*")
+            if (rows, curves) != seen:
+                _compare(paths, watching=True, show=rows != seen[0])
+            seen = rows, curves
             time.sleep(FLAGS.refresh_seconds)
     except KeyboardInterrupt:
         return _compare(paths)

@@ -233,11 +233,17 @@ def test_watch_makes_the_page_again_until_it_is_interrupted(runs, tmp_path):
         assert "Not evaluated yet" in Reader(path).text
         shutil.copytree(runs / "made" / "results", root / "slow" / "results")
         _until(lambda: "d, test split" in Reader(path).text)
+        made = path.stat().st_mtime_ns
+        (root / "slow" / "metrics.jsonl").touch()
+        _until(lambda: path.stat().st_mtime_ns != made)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
+    assert (
+        out.count("d, test split") == 2
+    )  # as the row came, and at the end; not for curves
     assert 'http-equiv="refresh"' not in path.read_text()
 
 
