@@ -11,6 +11,7 @@ setup(
     packages=find_packages(include=["gm*", "experiments*"]),
     package_data={
         "experiments": ["published.json", "accelerators.json"],
+        "gm": ["py.typed"],  # the types are for callers too (PEP 561)
         "gm.report": ["page.*"],
     },
     # Named as its module, so that `-p gm.pytest_plugin` does not register it twice.

@@ -69,6 +69,7 @@ def test_importing_gm_is_cheap_and_its_names_are_there():
         assert name in done.stdout.decode()
         assert getattr(gm, name).__doc__
         assert f"  {name}" in gm.__doc__
+    assert (REPO / "gm/py.typed").is_file()  # mypy reads the types
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         gm.laod  # noqa: B018
 
