@@ -129,11 +129,6 @@ class Cell:
             self._note(failed=reason)
         return f"failed with {reason}"
 
-    @property
-    def state(self) -> State:
-        """How far it is, from its files alone."""
-        return read_state(self.path)
-
 
 def _is_locked(path):
     """Whether a process trains there; the lock is asked for, and given back at once."""
@@ -181,8 +176,11 @@ def _progress(path):
 
 
 def read_state(path: Path) -> State:
-    """How far the cell at a path is; InputError where there is none."""
-    record = _read_record(path)
+    """How far the cell at a path is; a damaged one must not hide the others."""
+    try:
+        record = _read_record(path)
+    except InputError as error:
+        return State(path.name, "failed", str(error))
     if record["done"]:
         return State(path.name, "done", _bits(path))
     if _is_locked(path):

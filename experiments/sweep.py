@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from absl import flags
@@ -241,20 +241,32 @@ def _dry_run(named: dict[str, list[str]]) -> int:
 
     Returns how many cells cannot be run.
     """
-    failed = 0
-    print("cell, parameters, GFLOP per step, peak memory (MB)")
-    for name, args in named.items():
-        command = [sys.executable, "-m", "experiments.train", "--dry_run", *args]
-        done = subprocess.run(
+
+    def ask(name):
+        command = [sys.executable, "-m", "experiments.train", "--dry_run", *named[name]]
+        return subprocess.run(
             [*command, f"--workdir={Path(FLAGS.workdir) / name}"],
             capture_output=True,
             text=True,
         )
-        failed += done.returncode != 0
-        text = (
-            done.stdout.strip() or (done.stderr.strip().splitlines() or ["killed"])[-1]
-        )
-        print(f"{name}: {text}", flush=True)
+
+    failed = 0
+    asked: dict[tuple[str, ...], Future] = {}
+    print("cell, parameters, GFLOP per step, peak memory (MB)")
+    with ThreadPoolExecutor(FLAGS.jobs) as pool:
+        # A seed changes none of it, so that cells of several are asked once.
+        alike = {
+            name: tuple(arg for arg in args if not arg.startswith("--seed="))
+            for name, args in named.items()
+        }
+        for name, key in alike.items():
+            if key not in asked:
+                asked[key] = pool.submit(ask, name)
+        for name, key in alike.items():
+            done = asked[key].result()
+            failed += done.returncode != 0
+            lines = done.stderr.strip().splitlines() or ["killed"]
+            print(f"{name}: {done.stdout.strip() or lines[-1]}", flush=True)
     return failed
 
 

@@ -4,11 +4,12 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gm.errors import InputError, did_you_mean
 
@@ -38,25 +39,36 @@ def nearest_run(path: Path) -> str:
     return did_you_mean(str(path), runs)
 
 
+@contextlib.contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to write that gets its name when it is whole and on disk, or never.
+
+    Its directory is created where it is missing. What `open` and `write` raise is raised.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # By chance, since hosts that share a disk have processes of equal number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part.
-
-    Its directory is created where it is missing.
 
     Raises:
       InputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+        with open_whole(path) as file:
+            file.write(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 

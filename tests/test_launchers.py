@@ -201,12 +201,14 @@ def test_dry_run_prints_costs_and_runs_nothing(tmp_path):
         "experiments.sweep",
         "--models=made",
         "--set=width=8,16",
+        "--seeds=0,1",
         f"--workdir={tmp_path / 'none'}",
         "--dry_run",
     )
     lines = done.stdout.splitlines()[1:]
-    assert [re.search(r"([\d,]+) parameters, .* GFLOP.* MB", line) for line in lines]
-    assert len(lines) == 2
+    found = [re.search(r"([\d,]+) parameters, .* GFLOP.* MB", line) for line in lines]
+    assert len(lines) == 4
+    assert len({match[1] for match in found}) == 2  # of each width, for both seeds
     assert not (tmp_path / "none").exists()
 
 

@@ -1,6 +1,5 @@
 """Turns mosaics, arrays and folders of images into one .npz that `files:` reads."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from gm.data.containers import read_mosaic, read_npz
 from gm.data.folder import load_folder
 from gm.data.splits import PARTS
 from gm.errors import InputError
+from gm.rundir import open_whole
 
 
 def to_npz(
@@ -58,14 +58,11 @@ def to_npz(
         if "class_names" in arrays:
             columns["class_names"] = arrays["class_names"]
     path = Path(output)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
-        np.savez_compressed(temporary, **columns)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        with open_whole(path) as whole:
+            np.savez_compressed(whole, **columns)  # type: ignore[arg-type]
     except OSError as error:
         raise InputError(f"--output={output}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

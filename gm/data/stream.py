@@ -15,7 +15,7 @@ import numpy as np
 
 from gm.data.dataset import Split
 from gm.errors import InputError
-from gm.rundir import cache_dir
+from gm.rundir import cache_dir, open_whole
 
 Batch = tuple[np.ndarray, np.ndarray | None]
 Arrays = dict[str, np.ndarray]
@@ -112,26 +112,15 @@ def _write(folder: Path, facts: dict, arrays: Arrays) -> None:
     text = json.dumps({"facts": facts, "arrays": shapes}).encode()
     try:
         for name, array in arrays.items():
-            _replace(folder / f"{name}.npy", lambda f, a=array: np.save(f, a))
-        _replace(folder / "entry.json", lambda f: f.write(text))
+            with open_whole(folder / f"{name}.npy") as file:
+                np.save(file, array)
+        with open_whole(folder / "entry.json") as file:
+            file.write(text)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space "
             "or set GM_CACHE_DIR to another folder"
         ) from error
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes a file that appears under its name only when it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
