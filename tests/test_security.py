@@ -236,7 +236,9 @@ def test_any_record_of_a_cell_is_read_or_told_of_in_one_line(tmp_path_factory, v
             assert state.told in ("", str(value))
         else:
             assert state.word == "failed"
-            assert state.told.endswith("cell.json: not written by a sweep; move it away")
+            assert state.told.endswith(
+                "cell.json: not written by a sweep; move it away"
+            )
 
 
 @pytest.mark.parametrize(

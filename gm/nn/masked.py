@@ -34,21 +34,26 @@ class MaskedDense(nn.Module):
         """The kernel; its initial scale counts only the inputs let through."""
 
         def init(key, shape, dtype=jnp.float32):
-            pairs = zip(self.in_degrees, self.out_degrees, strict=True)
-            count = sum(
-                self._mask(*map(np.asarray, p)).astype(np.float32) for p in pairs
-            )
-            fan_in = np.maximum(count.sum(0) / len(self.in_degrees), 1)
-            return jax.random.normal(key, shape, dtype) * (count > 0) / np.sqrt(fan_in)
+            seen = self._count_inputs()
+            fan_in = np.maximum(seen.astype(np.float32) / len(self.in_degrees), 1)
+            # Not by numpy: what is only asked for its shape must not need its memory.
+            masks = self._mask(*map(jnp.asarray, (self.in_degrees, self.out_degrees)))
+            return jax.random.normal(key, shape, dtype) * masks.any(0) / np.sqrt(fan_in)
 
         shape = (len(self.in_degrees[0]), len(self.out_degrees[0]))
         self.kernel = self.param("kernel", init, shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
 
     def _mask(self, low, high):
-        """Whether output o sees input i: bool [I, O]."""
-        low, high = low[:, None], high[None, :]
+        """Whether output o sees input i: bool [..., I, O]."""
+        low, high = low[..., :, None], high[..., None, :]
         return low < high if self.strict else low <= high
+
+    def _count_inputs(self):
+        """How many inputs each output sees, over all masks: [O]."""
+        side = "left" if self.strict else "right"
+        pairs = zip(self.in_degrees, self.out_degrees, strict=True)
+        return sum(np.searchsorted(np.sort(low), high, side) for low, high in pairs)
 
     def _degrees(self, which):
         return (
