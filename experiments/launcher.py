@@ -144,7 +144,7 @@ def with_fields(found: Any, pairs: Sequence[str]) -> Any:
     Raises:
       InputError: no such field, or one that training has fixed.
     """
-    from gm.model import parse_settings
+    from gm.fields import parse_settings
 
     texts, model = parse_set(pairs), found.model
     values = parse_settings(type(model), texts)
@@ -185,7 +185,8 @@ def run_config(*required: str) -> RunConfig:
     Args:
       required: flags without a default; by default --model, --dataset, --workdir.
     """
-    from gm.model import load_model, parse_settings
+    from gm.fields import parse_settings
+    from gm.model import load_model
 
     for name in required or ("model", "dataset", "workdir"):
         if not getattr(FLAGS, name):

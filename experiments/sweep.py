@@ -99,7 +99,8 @@ def cells() -> dict[str, list[str]]:
     """
     from experiments import presets
     from gm import data
-    from gm.model import load_model, parse_settings
+    from gm.fields import parse_settings
+    from gm.model import load_model
     from gm.sharding import parse_mesh
 
     for one, several in (("seed", "seeds"), ("resolution", "resolutions")):

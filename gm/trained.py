@@ -10,7 +10,8 @@ from gm.checkpoint import Checkpoints, flatten, unflatten
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
-from gm.model import LikelihoodModel, ending, fields, load_model, param_shapes
+from gm.fields import fields
+from gm.model import LikelihoodModel, ending, load_model, param_shapes
 from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec

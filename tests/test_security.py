@@ -21,7 +21,8 @@ from gm.codec.header import unpack
 from gm.collectives import count_collectives
 from gm.config import TrainConfig
 from gm.errors import InputError
-from gm.model import load_model, parse_settings
+from gm.fields import parse_settings
+from gm.model import load_model
 from gm.results import _check_row, read_nats
 from gm.tables import markdown
 

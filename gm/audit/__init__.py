@@ -25,10 +25,12 @@ from gm.audit.subject import (
     Subject,
     Verdict,
     defines,
+    space_for,
     subject,
 )
 from gm.errors import InputError, did_you_mean
-from gm.model import check_fields, load_model, parse_settings
+from gm.fields import parse_settings
+from gm.model import check_fields, load_model
 from gm.spec import CondSpec, Estimate
 
 __all__ = [
@@ -202,7 +204,7 @@ def load(
 def _check_fields(cls, fields, given):
     """Refuses --set values with which the model can be built on none of SPACES."""
     refusals = []
-    for space in SPACES.values():
+    for space in (space_for(cls, name) for name in SPACES):
         try:
             made = cls(space.shape, space.num_values, space.cond, **fields)
             check_fields(made, given)

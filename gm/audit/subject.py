@@ -270,6 +270,12 @@ def fitting(model: LikelihoodModel, num_steps: int = 40) -> Callable[[], Any]:
     return quick_jit(fit)
 
 
+def space_for(cls: Any, name: str) -> Space:
+    """One of SPACES, without its condition where the class takes none."""
+    space = SPACES[name]
+    return space if cls.takes_cond else dataclasses.replace(space, cond=None)
+
+
 @functools.lru_cache(maxsize=64)
 def subject(cls: Any, settings: tuple, space: str, kind: str) -> Subject:
     """A model of a class on one of SPACES, with parameters of some kind.
@@ -277,7 +283,7 @@ def subject(cls: Any, settings: tuple, space: str, kind: str) -> Subject:
     Raises:
       InputError: the model refuses the space.
     """
-    where = SPACES[space]
+    where = space_for(cls, space)
     model = cls(
         shape=where.shape,
         num_values=where.num_values,

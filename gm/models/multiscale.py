@@ -32,7 +32,8 @@ import jax.numpy as jnp
 
 from gm.autoregressive import SymbolModel
 from gm.errors import InputError, check_positive
-from gm.model import LikelihoodModel, load_model, parse_settings
+from gm.fields import parse_settings
+from gm.model import LikelihoodModel, load_model
 from gm.nn import pyramid
 from gm.nn.conditioning import CondEmbedding, grid_of
 from gm.nn.refinement import Refinement
