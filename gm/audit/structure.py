@@ -182,7 +182,8 @@ def receptive_field(subject: Subject) -> Iterator[Measured]:
     claimed = np.tri(len(table), k=-1, dtype=bool)
     claimed &= np.asarray(getattr(subject.model, "receptive_field", claimed), bool)
     blind = claimed & (table <= 1e-9)
-    what = f"{blind.sum()} of {claimed.sum()} earlier symbols unseen: share"
+    told = "that receptive_field (bool [D, D]) says are seen are not: share"
+    what = f"{blind.sum()} of {claimed.sum()} earlier symbols {told}"
     yield Measured(what, blind.sum() / max(claimed.sum(), 1), 0)
 
 
