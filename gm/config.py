@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gm.errors import InputError
+from gm.errors import InputError, check_seed
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -60,8 +60,7 @@ class TrainConfig:
             )
         if self.warmup_steps < 0:
             raise InputError(f"--warmup_steps={self.warmup_steps}: give 0 or more")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed={self.seed}: give 0 to {2**31 - 1}")
+        check_seed(self.seed)
         counts = ("num_steps", "batch_size", "accumulate", "steps_per_dispatch")
         every = ("log_every", "valid_every", "save_every")
         for name in (*counts, *every, "num_valid_examples", "valid_samples"):

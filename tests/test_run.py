@@ -18,6 +18,8 @@ from gm.checkpoint import state_digest
 from gm.errors import InputError
 from gm.events import Events
 from gm.export import export
+from gm.model import check_conditions, load_model
+from gm.spec import CondSpec
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +125,46 @@ def test_mistakes_are_told_in_one_line(run, x):
         lambda: run.log_prob(x / 16): "float64 .* cannot be scored",
         lambda: run.log_prob(x + 1): "values from 1 to 17 cannot be scored",
         lambda: run.log_prob(x, np.zeros(397, int)): "the run is unconditional",
-        lambda: run.sample(2, np.zeros(2, int)): "the run's condition is none",
-        lambda: run.sample(2, temprature=2.0): "temprature: MADE has no such option",
+        lambda: run.log_prob(x, batch_size=-1): "--batch_size=-1: give 1 or more",
+        lambda: run.log_prob(x, seed="a"): "--seed=a: give 0 to",
+        lambda: run.log_prob(x, num_importance_samples=1.5): "give a whole number",
+        lambda: run.sample(2, np.zeros(2, int)): "the run is unconditional",
+        lambda: run.sample(-1): "--num_samples=-1: give 1 or more",
+        lambda: run.sample(2, temprature=2.0): "--temprature=2.0: not defined for MADE",
+        lambda: run.sample(2, temperature=-1.0): "--temperature=-1.0: give a number ab",
+        lambda: run.sample(2, top_p=2): "--top_p=2: give a number above 0, 1 at most",
+        lambda: run.complete(x[:1], [True]): r"mask: bool \(1,\); give bool",
         lambda: run.complete(x[:1], np.zeros(3)): r"mask: float64 \(3,\); give bool",
         lambda: run.complete(x[:1], "botom"): "did you mean bottom?",
         lambda: gm.load("nowhere"): "nowhere: no run here",
     }.items():
         with pytest.raises(InputError, match=told):
             call()
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "bad"),
+    [
+        (CondSpec("class", 3), [0, 2], [[0, 3], [-1, 0], [0.0, 1.0], [0], 1, None]),
+        (CondSpec("class", 3, optional=True), [0, 3], [[0, 4]]),
+        (
+            CondSpec("real", 1, low=(0,), high=(1,)),
+            [[0.5], [1]],
+            [[[np.nan], [0]], [[0.5]]],
+        ),
+        (
+            CondSpec("image", 1, shape=(1, 1, 1), num_values=2),
+            np.zeros((2, 1, 1, 1), int),
+            [np.full((2, 1, 1, 1), 2), np.zeros((2, 1))],
+        ),
+    ],
+)
+def test_a_condition_is_what_the_model_was_trained_with(spec, good, bad):
+    model = load_model("independent").Model(shape=(4,), num_values=2, cond=spec)
+    check_conditions(model, good, 2)
+    for cond in bad:
+        with pytest.raises(InputError, match="give one for each of 2 examples"):
+            check_conditions(model, cond, 2)
 
 
 def test_the_nearest_run_is_suggested(path):
