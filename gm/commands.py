@@ -7,7 +7,7 @@ from typing import Any
 from gm.config import RunConfig
 
 
-def _text(value: Any) -> str:
+def field_text(value: Any) -> str:
     """A field's value as `--set` reads it."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
@@ -20,7 +20,7 @@ def train_command(config: RunConfig, workdir: str) -> str:
     words = []
     for name, value in config.to_json().items():
         if name == "settings":
-            words += [f"--set={k}={_text(v)}" for k, v in value.items()]
+            words += [f"--set={k}={field_text(v)}" for k, v in value.items()]
         elif value is True:
             words.append(f"--{name}")
         elif value != defaults[name]:
@@ -48,5 +48,5 @@ def evaluate_command(row: dict[str, Any], config: RunConfig) -> str:
         words.append(f"--dataset={row['dataset']}")
     for name, value in row.get("settings", {}).items():
         if value != config.settings.get(name, value):
-            words.append(f"--set={name}={_text(value)}")
+            words.append(f"--set={name}={field_text(value)}")
     return shlex.join(["python", "-m", "experiments.evaluate", *words])

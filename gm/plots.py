@@ -36,9 +36,11 @@ def _save(figure: Any, path: Path) -> Path:
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
     same = [r for r in rows if r["model"] == row["model"]]
-    return (
-        row["model"] if len(same) == 1 else f"{row['model']} ({Path(row['run']).name})"
-    )
+    if len(same) == 1:
+        return row["model"]
+    names = [Path(r["run"]).name for r in same]
+    own = Path(row["run"]).name
+    return f"{row['model']} ({own if names.count(own) == 1 else row['run']})"
 
 
 def learning_curve(row: Row) -> list[dict[str, float]]:
@@ -53,7 +55,7 @@ def learning_curve(row: Row) -> list[dict[str, float]]:
     return [
         {
             "step": m["step"],
-            "seconds": m.get("time/seconds", 0.0),
+            "seconds": m.get("time/seconds") or 0.0,
             "flops": flops * m["step"],
             "bits": m["valid/bpd"] * scale,
         }

@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 
 from gm.checkpoint import Checkpoints, flatten, unflatten
+from gm.commands import field_text
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
-from gm.model import LikelihoodModel, ending, fields, load_model, param_shapes
+from gm.model import (
+    LikelihoodModel,
+    ending,
+    load_model,
+    param_shapes,
+    parse_settings,
+)
 from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
 from gm.spec import CondSpec
@@ -52,6 +59,14 @@ def _is_description(data: Any) -> bool:
 def _cond_of(data: dict[str, Any]) -> CondSpec | None:
     cond = data["cond"]
     return None if cond is None else CondSpec(**{k: _tuple(v) for k, v in cond.items()})
+
+
+def _is_set(cls: type, name: str, value: Any) -> bool:
+    """Whether --set could have given this value to a field of a model."""
+    try:
+        return parse_settings(cls, {name: field_text(value)})[name] == _tuple(value)
+    except InputError:
+        return False
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
@@ -99,15 +114,18 @@ def load(
     """
     run = RunDirectory.open_to_read(path, flag)
     values = run.config()
-    config = RunConfig.from_json(values)
+    file = run.path / "config.json"
+    config = RunConfig.from_json(values, file)
     data: Any = values.get("data")
-    able = fields(load_model(config.model).Model)
-    strange = [f"settings.{name}" for name in config.settings if name not in able]
+    cls = load_model(config.model).Model
+    strange = [
+        f"settings.{n}" for n, v in config.settings.items() if not _is_set(cls, n, v)
+    ]
     strange += [] if _is_description(data) else ["data"]
     strange += [] if config.precision in ("float32", "bfloat16") else ["precision"]
     if strange:
         told = ", ".join(strange)
-        raise InputError(f"{run.path / 'config.json'}: not that of a run ({told})")
+        raise InputError(f"{file}: not that of a run ({told})")
     model = rebuild_model(config, data)
     like = param_shapes(model)
     if run.weights.exists():

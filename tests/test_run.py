@@ -198,6 +198,10 @@ DATA = {"shape": [8, 8, 1], "num_values": 17, "cond": None}
         ({"precision": "float8"}, "precision"),
         ({"settings": [1]}, r"settings is \[1\]"),
         ({"settings": {"widht": 8}}, "settings.widht"),
+        ({"settings": {"width": "wide"}}, "settings.width"),
+        ({"settings": {"width": -8}}, "settings.width"),
+        ({"seed": [1]}, r"seed is \[1\]"),
+        ({"num_steps": "many", "learning_rate": None}, "num_steps is 'many', learn"),
         ({"data": DATA | {"shape": "ab"}}, "data"),
         ({"data": DATA | {"shape": [8, -8, 1]}}, "data"),
         ({"data": DATA | {"num_values": "z"}}, "data"),
@@ -212,7 +216,7 @@ def test_a_configuration_from_elsewhere_is_not_believed(
     copy = shutil.copytree(exported, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(InputError, match=rf"not that of a run \({told}"):
+    with pytest.raises(InputError, match=rf"copy/config.json: not .* run \({told}"):
         gm.load(copy)
 
 
