@@ -9,6 +9,7 @@ The page needs no network and no server: open the file. With --watch tables and 
 made again whenever a run below the paths has written something, until Ctrl-C.
 """
 
+import contextlib
 import signal
 import sys
 import time
@@ -131,11 +132,13 @@ def _show(rows, made):
         sys.stdout.write(form(rows))
 
 
-def _compare(paths: list[str], *, watching: bool = False) -> int:
+def _compare(
+    paths: list[str], *, may_be_empty: bool = False, refresh: int | None = None
+) -> int:
     """Reads, shows and writes once; returns the exit status."""
     from gm import results, tables
 
-    rows = results.read_rows(paths, may_be_empty=watching)
+    rows = results.read_rows(paths, may_be_empty=may_be_empty)
     refused = results.incomparable(rows)
     made = tables.make_tables(rows)
     if FLAGS.html:
@@ -149,11 +152,13 @@ def _compare(paths: list[str], *, watching: bool = False) -> int:
             beside=lambda row: (published.HEADER, published.lines(row)),
             paths=paths,
             refused=refused,
-            refresh=FLAGS.refresh_seconds if watching else None,
+            refresh=refresh,
         )
         print(FLAGS.html, file=sys.stderr)
-    if refused:
+    if refused and refresh is None:
         raise InputError(refused)
+    if refused:  # of what is there so far
+        print(refused, file=sys.stderr)
     _show(rows, made)
     if FLAGS.plots:
         from gm.plots import write_plots
@@ -170,23 +175,36 @@ def _written(paths: list[str]) -> list[tuple[str, int]]:
     """What runs have written, and when."""
     names = ("results/*.json", "metrics.jsonl", "config.json", "samples/*")
     files = {f for p in paths for name in names for f in Path(p).glob(f"**/{name}")}
-    return sorted((str(f), f.stat().st_mtime_ns) for f in files)
+    found = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # it was renamed meanwhile
+            found.append((str(file), file.stat().st_mtime_ns))
+    return sorted(found)
 
 
 def _watch(paths: list[str]) -> int:
     """Compares again and again; Ctrl-C ends it, and leaves a page that stays as it is."""
     before = None
+    for path in paths:
+        if not Path(path).exists():
+            print(f"{path}: nothing there yet; waiting for it", file=sys.stderr)
     # Also where it was started in the background, which lets it ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
             now = _written(paths)
             if now != before:
-                _compare(paths, watching=True)
+                try:
+                    _compare(paths, may_be_empty=True, refresh=FLAGS.refresh_seconds)
+                except InputError as error:
+                    if before is None:
+                        raise
+                    # A run that is being written, or was moved: the others go on.
+                    print(f"error: {error}; still watching", file=sys.stderr)
             before = now
             time.sleep(FLAGS.refresh_seconds)
     except KeyboardInterrupt:
-        return _compare(paths)
+        return _compare(paths, may_be_empty=True)
 
 
 def main(argv: list[str]) -> int:
@@ -195,6 +213,9 @@ def main(argv: list[str]) -> int:
         raise InputError("give one or more run directories, or directories of them")
     if FLAGS.refresh_seconds < 1:
         raise InputError(f"--refresh_seconds={FLAGS.refresh_seconds}: give 1 or more")
+    if FLAGS.html and Path(FLAGS.html).is_dir():
+        name = str(Path(FLAGS.html) / "report.html")
+        raise InputError(f"--html={FLAGS.html}: a folder; give a file, such as {name}")
     return (_watch if FLAGS.watch else _compare)(argv[1:])
 
 

@@ -42,10 +42,11 @@ def read_rows(paths: Iterable[str], *, may_be_empty: bool = False) -> list[Row]:
     for number, path in enumerate(paths):
         found = sorted(Path(path).glob("**/results/*.json"))
         if not found and not may_be_empty:
-            raise InputError(
-                f"{path}: no results/*.json below it; run `evaluate` first"
-                f"{nearest_run(Path(path))}"
-            )
+            if not Path(path).is_dir():
+                told = f"no such directory{nearest_run(Path(path))}"
+            else:
+                told = "no results/*.json below it; run `evaluate` first"
+            raise InputError(f"{path}: {told}")
         for file in found:
             key = (file.resolve(), number if itself else 0)
             files.setdefault(key, (file, str(path)))

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from launch import launch, start
+from launch import launch, one_error, start
 from PIL import Image
 from test_results import row
 
@@ -233,12 +233,41 @@ def test_watch_makes_the_page_again_until_it_is_interrupted(runs, tmp_path):
         assert "Not evaluated yet" in Reader(path).text
         shutil.copytree(runs / "made" / "results", root / "slow" / "results")
         _until(lambda: "d, test split" in Reader(path).text)
+        # A row that is being moved or was damaged ends no watch.
+        before, row = path.stat().st_mtime_ns, root / "slow" / "results" / "test.json"
+        sound = row.read_text()
+        row.write_text("{")
+        time.sleep(3)
+        row.write_text(sound)
+        _until(lambda: path.stat().st_mtime_ns > before)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
+    assert "test.json: not readable as JSON" in err
     assert 'http-equiv="refresh"' not in path.read_text()
+
+
+def test_watch_that_found_nothing_leaves_a_page_that_stays(tmp_path):
+    path, root = tmp_path / "report.html", tmp_path / "later"
+    process = start("compare", root, f"--html={path}", "--watch", "--refresh_seconds=1")
+    try:
+        _until(path.exists)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert f"{root}: nothing there yet" in err
+    assert 'http-equiv="refresh"' not in path.read_text()
+
+
+def test_where_there_is_nothing_to_compare_or_to_write(runs, tmp_path):
+    one_error(launch("compare", tmp_path / "none"), "none: no such directory")
+    one_error(launch("compare", tmp_path), "no results/*.json below it; run `evaluate`")
+    done = launch("compare", runs / "made", f"--html={tmp_path}")
+    one_error(done, "a folder; give a file, such as")
 
 
 def _until(true):
