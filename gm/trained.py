@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,11 @@ def _cond_of(data: dict[str, Any]) -> CondSpec | None:
     return None if cond is None else CondSpec(**{k: _tuple(v) for k, v in cond.items()})
 
 
+def own_file(directory: Path, model: str) -> Path:
+    """Where `export` puts the code of a model that is no part of gm."""
+    return directory.joinpath(*model.split(".")).with_suffix(".py")
+
+
 def _is_set(cls: type, name: str, value: Any) -> bool:
     """Whether --set could have given this value to a field of a model."""
     try:
@@ -117,7 +123,15 @@ def load(
     file = run.path / "config.json"
     config = RunConfig.from_json(values, file)
     data: Any = values.get("data")
-    cls = load_model(config.model).Model
+    try:
+        cls = load_model(config.model).Model
+    except InputError as error:
+        own = own_file(run.path, config.model)
+        if not own.exists():
+            raise
+        raise InputError(
+            f"{error}; {own} is it: read it, and put {run.path} into PYTHONPATH"
+        ) from None
     strange = [
         f"settings.{n}" for n, v in config.settings.items() if not _is_set(cls, n, v)
     ]
@@ -136,6 +150,10 @@ def load(
                 "leave it out"
             )
         return Trained(config, data, model, params, label, meta, run)
+    if "trained_in" in values:
+        raise InputError(
+            f"{run.weights}: is missing; copy all of the exported directory"
+        )
     kind, step = checkpoint, None
     if checkpoint not in ("best", "latest"):
         if not (checkpoint.isdecimal() and len(checkpoint) < 20):
@@ -207,9 +225,14 @@ def initial_params(path: str, model: LikelihoodModel) -> Any:
     Raises:
       InputError: no run there, or one with other parameters than the model's.
     """
-    flat = flatten(load(path, flag="init_from").params)
+    found = load(path, flag="init_from")
     like = param_shapes(model)
-    return unflatten(like, flat, f"--init_from={path}")
+    try:
+        return unflatten(like, flatten(found.params), f"--init_from={path}")
+    except InputError as error:
+        given = [f"--set={k}={field_text(v)}" for k, v in found.config.settings.items()]
+        told = " ".join([f"--model={found.config.model}", *given])
+        raise InputError(f"{error}; it was trained with {told}") from None
 
 
 def own_row(

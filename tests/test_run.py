@@ -19,6 +19,7 @@ from gm.errors import InputError
 from gm.events import Events
 from gm.export import export
 from gm.model import check_conditions, load_model
+from gm.report.content import origin
 from gm.spec import CondSpec
 
 
@@ -267,7 +268,8 @@ def test_training_begins_with_the_parameters_of_another_run(path, exported, tmp_
 def test_what_cannot_be_exported_or_begun_with_is_refused(path, exported, tmp_path):
     flags = (f"--init_from={exported}", *SMALL)
     outcome = train(tmp_path / "a", *flags, "--set=width=8")
-    one_error(outcome, f"--init_from={exported}", "in the checkpoint")
+    told = "it was trained with --model=made --set=width=16"
+    one_error(outcome, f"--init_from={exported}", "in the checkpoint", told)
     assert not (tmp_path / "a").exists()
     one_error(
         train(tmp_path / "a", f"--init_from={tmp_path}"), "--init_from=", "no run"
@@ -286,6 +288,43 @@ def test_what_cannot_be_exported_or_begun_with_is_refused(path, exported, tmp_pa
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(InputError, match="not weights that gm exported"):
         trained.load(broken)
+
+
+def test_an_export_of_an_export_keeps_where_it_comes_from(path, exported, tmp_path):
+    again = export(trained.load(exported), tmp_path / "again")
+    card = (again / "README.md").read_text()
+    assert card == (exported / "README.md").read_text()
+    assert f"--workdir={path}\n" in card
+    assert "- checkpoint: best, step 20 of 20" in card
+    [command] = [c for c in card.split("\n") if "--init_from=THIS" in c]
+    assert "--set=width=16" in command
+    assert command.endswith("--workdir=NEW")
+    [row] = gm.load(again).rows()
+    assert f"--workdir={path}" in origin(row).commands[0]
+    with pytest.raises(InputError, match="--license='two.nlines': give one line"):
+        export(trained.load(path), tmp_path / "c", license="two\nlines")
+    (again / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="safetensors: is missing; copy all of"):
+        gm.load(again)
+
+
+def test_a_model_of_ones_own_is_found_in_what_was_exported(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    code = (REPO / "gm" / "models" / "independent.py").read_text()
+    (tmp_path / "own" / "model_of_mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    here = {"env": {"PYTHONPATH": str(tmp_path)}, "model": "own.model_of_mine"}
+    status, _, err = train(tmp_path / "run", *SMALL, **here)
+    assert status == 0, err
+    out = export(trained.load(tmp_path / "run"), tmp_path / "out")
+    assert (out / "own" / "model_of_mine.py").read_text() == code
+    assert "`own/model_of_mine.py` here" in (out / "README.md").read_text()
+    shutil.rmtree(tmp_path / "own")
+    done = launch("evaluate", f"--workdir={out}")
+    one_error(done, f"{out}/own/model_of_mine.py is it: read it, and put {out} into")
+    there = {"PYTHONPATH": str(out)}
+    status, _, err = launch("evaluate", f"--workdir={out}", env=there)
+    assert status == 0, err
 
 
 def _events(directory):

@@ -144,17 +144,17 @@ def _map(row: Row) -> np.ndarray | None:
     return values
 
 
-def _config(row: Row) -> RunConfig | None:
-    path = Path(row["run"]) / "config.json"
-    return RunConfig.from_json(read_json(path), path) if path.exists() else None
-
-
 def origin(row: Row) -> Origin:
     """The provenance of a row that was read."""
-    config = _config(row)
+    file = Path(row["run"]) / "config.json"
     commands = []
-    if config is not None:
-        commands.append(train_command(config, row["run"]))
+    if file.exists():
+        values = read_json(file)
+        config = RunConfig.from_json(values, file)
+        # An exported run was trained elsewhere.
+        commands.append(
+            train_command(config, str(values.get("trained_in", row["run"])))
+        )
         if "evaluation_seed" in row:
             commands.append(evaluate_command(row, config))
     named = {
