@@ -350,6 +350,12 @@ def test_event_files_of_one_second_do_not_overwrite_each_other(tmp_path, monkeyp
     assert "hparams" in {v.metadata.plugin_data.plugin_name for v in values}
 
 
+def test_event_files_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(InputError, match="--tensorboard: .* cannot be written"):
+        Events(tmp_path / "tensorboard", 0)
+
+
 def test_event_files_have_scalars_samples_and_hyperparameters(path):
     rows = [json.loads(t) for t in (path / "metrics.jsonl").read_text().splitlines()]
     scalars, images, plugins = {}, [], set()
