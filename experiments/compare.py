@@ -173,7 +173,10 @@ def _compare(
 
 def _written(paths: list[str]) -> list[tuple[str, int]]:
     """What runs have written, and when."""
-    names = ("results/*.json", "metrics.jsonl", "config.json", "samples/*")
+    names = (
+        *("config.json", "metrics.jsonl"),
+        *("results/*.json", "samples/*", "applications/*"),
+    )
     files = {f for p in paths for name in names for f in Path(p).glob(f"**/{name}")}
     found = []
     for file in files:

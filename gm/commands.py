@@ -34,8 +34,8 @@ def evaluate_command(row: dict[str, Any], config: RunConfig) -> str:
     words = [f"--workdir={row['run']}", f"--split={row['split']}"]
     if row["num_importance_samples"] > 1:
         words.append(f"--num_importance_samples={row['num_importance_samples']}")
-    for flag, field in {"k_curve": "k_curve", "interval": "interval_nats"}.items():
-        words += [f"--{flag}"] if row.get(field) else []
+    fields = {"k_curve": "k_curve", "interval": "interval_nats", "bit_map": "bit_map"}
+    words += [f"--{flag}" for flag, field in fields.items() if row.get(field)]
     if row.get("evaluation_seed"):
         words.append(f"--seed={row['evaluation_seed']}")
     kind, _, step = str(row.get("checkpoint", "best")).partition(", step ")

@@ -211,6 +211,13 @@ class Contender:
         values = [r["nats"] for r in self.rows]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
+    @property
+    def standard_error(self) -> float:
+        """Of `nats`: over examples, which the runs share, and over seeds."""
+        errors = [r["standard_error_nats"] or 0.0 for r in self.rows]
+        seeds = self.spread / math.sqrt(len(self.rows))
+        return math.hypot(statistics.mean(errors), seeds)
+
 
 def contenders(ranked: Sequence[Row]) -> list[Contender]:
     """Gathers the rows of a table by configuration, the best first."""

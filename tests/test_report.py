@@ -17,7 +17,9 @@ from test_results import row
 
 from gm import commands, evaluate, results, tables
 from gm.config import RunConfig, TrainConfig
+from gm.plots import write_plots
 from gm.report import write_report
+from gm.report.charts import ranking
 from gm.rundir import write_json
 
 EVIL = (
@@ -206,10 +208,41 @@ def test_commands_are_those_that_were_given():
     )
     found = {"run": "runs/x", "split": "test", "num_importance_samples": 1}
     found |= {"file": "runs/x/results/test-latest.json", "checkpoint": "latest, step 7"}
-    assert commands.evaluate_command(found | {"settings": {"width": 9}}, config) == (
-        "python -m experiments.evaluate --workdir=runs/x --split=test "
+    found |= {"settings": {"width": 9}, "bit_map": "symbols"}
+    assert commands.evaluate_command(found, config) == (
+        "python -m experiments.evaluate --workdir=runs/x --split=test --bit_map "
         "--checkpoint=latest --set=width=9"
     )
+
+
+def test_errors_of_several_seeds_are_of_examples_and_seeds():
+    shared = {"estimate": "exact", "unit": "object", "entropy_floor_nats": None}
+    rows = [
+        shared | {"nats": 90.0 + s, "standard_error_nats": 3.0, "seed": s, "shape": [2]}
+        for s in (-4, 0, 4)
+    ]
+    found = results.Contender("made", rows)
+    assert found.standard_error == pytest.approx((9 + 16 / 3) ** 0.5)
+    table = tables.Table("d", [], [], [], [], [found], [])
+    [mean] = [t for t in ranking(table, "s0").figure.data if t.error_x.array]
+    assert mean.error_x.array[0] == pytest.approx(2 * (9 + 16 / 3) ** 0.5 / np.log(2))
+
+
+def test_names_of_many_models_do_not_lie_on_each_other(tmp_path):
+    for seed in range(2):
+        for i in range(25):
+            nats = np.random.default_rng(i).normal(90 + i, 1, 50) + seed
+            run = written(tmp_path / "runs", f"m{i}", nats)
+            run.rename(run.with_name(f"m{i}_s{seed}"))
+    rows = results.read_rows([str(tmp_path / "runs")])
+    rows = [r | {"seed": int(r["run"][-1])} for r in rows]
+    paths = write_plots(rows, tmp_path / "plots")
+    assert [p.name for p in paths] == [
+        "d__test_split_curves.png",
+        "d__test_split_bits.png",
+    ]
+    for path in paths:
+        assert Image.open(path).height > 25 * 130 * 0.2  # inches of a name, at 130 dpi
 
 
 def test_refused_runs_are_told_in_the_page_too(runs, tmp_path):
