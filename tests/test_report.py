@@ -120,6 +120,7 @@ def read(page):
 
 def test_page_ranks_with_intervals_ties_and_reasons(read):
     text = " ".join(read.text.split())
+    assert "open where a bound may hide a better model" in text
     assert "d, test split" in text
     assert re.search(r"best \d\.|best", text)
     assert "tie, " in text
