@@ -31,7 +31,7 @@ def check_whole(least: int, **values: Any) -> None:
 
 def check_seed(seed: Any) -> None:
     """InputError for what JAX makes no key of."""
-    if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**31):
+    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**31:
         raise InputError(f"--seed={seed}: give 0 to {2**31 - 1}")
 
 
