@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
         verdicts = audit.audit_evaluator(evaluate)
         failures += _examine("evaluator", verdicts, len(audit.EVALUATOR_CHECKS))
     if failures:
-        print(f"{failures} checks failed", file=sys.stderr)
+        print(f"{failures} check{'s' * (failures > 1)} failed", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -9,6 +9,7 @@ The page needs no network and no server: open the file. With --watch tables and 
 made again whenever a run below the paths has written something, until Ctrl-C.
 """
 
+import contextlib
 import signal
 import sys
 import time
@@ -131,16 +132,23 @@ def _show(rows, made):
         sys.stdout.write(form(rows))
 
 
-def _compare(paths: list[str], *, watching: bool = False, show: bool = True) -> int:
+def _compare(
+    paths: list[str],
+    *,
+    may_be_empty: bool = False,
+    refresh: int | None = None,
+    show: bool = True,
+) -> int:
     """Reads, shows and writes once; returns the exit status.
 
     Args:
-      watching: the page loads itself again, and there may be no row yet.
-      show: also the tables, not the page alone.
+      may_be_empty: whether there may be no row yet.
+      refresh: seconds after which the page loads itself again.
+      show: also the tables, not the page and the plots alone.
     """
     from gm import results, tables
 
-    rows = results.read_rows(paths, may_be_empty=watching)
+    rows = results.read_rows(paths, may_be_empty=may_be_empty)
     refused = results.incomparable(rows)
     made = tables.make_tables(rows)
     if FLAGS.html:
@@ -154,12 +162,14 @@ def _compare(paths: list[str], *, watching: bool = False, show: bool = True) -> 
             beside=lambda row: (published.HEADER, published.lines(row)),
             paths=paths,
             refused=refused,
-            refresh=FLAGS.refresh_seconds if watching else None,
+            refresh=refresh,
         )
         if show:
             print(FLAGS.html, file=sys.stderr)
-    if refused:
+    if refused and refresh is None:
         raise InputError(refused)
+    if refused:  # of what is there so far
+        print(refused, file=sys.stderr)
     if show:
         _show(rows, made)
     if FLAGS.plots:
@@ -177,24 +187,43 @@ def _compare(paths: list[str], *, watching: bool = False, show: bool = True) -> 
 def _written(paths: list[str], *names: str) -> list[tuple[str, int]]:
     """What runs have written by these names, and when."""
     files = {f for p in paths for name in names for f in Path(p).glob(f"**/{name}")}
-    return sorted((str(f), f.stat().st_mtime_ns) for f in files)
+    found = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # it was renamed meanwhile
+            found.append((str(file), file.stat().st_mtime_ns))
+    return sorted(found)
 
 
 def _watch(paths: list[str]) -> int:
     """Compares again and again; Ctrl-C ends it, and leaves a page that stays as it is."""
-    seen = None, None
+    seen = None
+    for path in paths:
+        if not Path(path).exists():
+            print(f"{path}: nothing there yet; waiting for it", file=sys.stderr)
     # Also where it was started in the background, which lets it ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
             rows = _written(paths, "results/*.json")
-            curves = _written(paths, "metrics.jsonl", "config.json", "samples/*")
-            if (rows, curves) != seen:
-                _compare(paths, watching=True, show=rows != seen[0])
-            seen = rows, curves
+            others = ("config.json", "metrics.jsonl", "samples/*", "applications/*")
+            now = rows, _written(paths, *others)
+            if now != seen:
+                try:
+                    _compare(
+                        paths,
+                        may_be_empty=True,
+                        refresh=FLAGS.refresh_seconds,
+                        show=seen is None or rows != seen[0],
+                    )
+                except InputError as error:
+                    if seen is None:
+                        raise
+                    # A run that is being written, or was moved: the others go on.
+                    print(f"error: {error}; still watching", file=sys.stderr)
+            seen = now
             time.sleep(FLAGS.refresh_seconds)
     except KeyboardInterrupt:
-        return _compare(paths)
+        return _compare(paths, may_be_empty=True)
 
 
 def main(argv: list[str]) -> int:
@@ -203,6 +232,9 @@ def main(argv: list[str]) -> int:
         raise InputError("give one or more run directories, or directories of them")
     if FLAGS.refresh_seconds < 1:
         raise InputError(f"--refresh_seconds={FLAGS.refresh_seconds}: give 1 or more")
+    if FLAGS.html and Path(FLAGS.html).is_dir():
+        name = str(Path(FLAGS.html) / "report.html")
+        raise InputError(f"--html={FLAGS.html}: a folder; give a file, such as {name}")
     return (_watch if FLAGS.watch else _compare)(argv[1:])
 
 

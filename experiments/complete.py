@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher, outcome
-from gm.errors import InputError
+from gm.errors import InputError, check_seed
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a trained run")
@@ -168,8 +168,7 @@ def main(argv: list[str]) -> None:
     for name in ("workdir", "mask"):
         if not getattr(FLAGS, name):
             raise InputError(f"--{name} is required; see --help")
-    if not 0 <= FLAGS.seed < 2**31:
-        raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
+    check_seed(FLAGS.seed)
 
     from gm import complete, trained
     from gm.complete.method import LOG_PX_DRAWS

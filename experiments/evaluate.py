@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from experiments import launcher, outcome
-from gm.errors import InputError
+from gm.errors import InputError, check_seed, check_whole
 
 FLAGS = flags.FLAGS
 
@@ -116,12 +116,9 @@ def evaluate_run(
     from gm.sharding import is_primary
     from gm.writer import Progress
 
-    if not 0 <= seed < 2**31:
-        raise InputError(f"--seed={seed}: give 0 to {2**31 - 1}")
-    if num_samples < 0:
-        raise InputError(f"--num_samples={num_samples}: give 0 or more")
-    if batch_size < 1:
-        raise InputError(f"--batch_size={batch_size}: give 1 or more")
+    check_seed(seed)
+    check_whole(0, num_samples=num_samples)
+    check_whole(1, batch_size=batch_size)
     found = launcher.with_fields(trained.load(workdir, checkpoint), fields)
     evaluate.check_importance_samples(found.model, num_importance_samples)
     data = _load_dataset(found, dataset, data_dir)

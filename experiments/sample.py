@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher, outcome
-from gm.errors import InputError
+from gm.errors import InputError, check_seed, check_whole
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a trained run")
@@ -45,47 +45,27 @@ launcher.define_data_dir()
 launcher.define_mesh_flags()
 flags.adopt_module_key_flags(launcher)
 
-# What leaves the model, and where it does not.
-_OUTSIDE = {"temperature": 1.0, "top_p": 1.0, "guidance": 0.0}
-
 
 def _check_flags() -> None:
     """Refuses values that cannot be meant, before anything is loaded."""
     if not FLAGS.workdir:
         raise InputError("--workdir is required: the directory of a trained run")
-    for name in ("num_samples", "batch_size"):
-        value: Any = FLAGS[name].value
-        if value is not None and value < 1:
-            raise InputError(f"--{name}={value}: give 1 or more")
-    if not 0 < FLAGS.temperature < float("inf"):
-        raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
-    if not 0 < FLAGS.top_p <= 1:
-        raise InputError(f"--top_p={FLAGS.top_p}: give a number above 0, 1 at most")
-    if not 0 <= FLAGS.guidance < float("inf"):
-        raise InputError(f"--guidance={FLAGS.guidance}: give 0 or more")
-    if not 0 <= FLAGS.seed < 2**31:
-        raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
+    from gm.generate import OUTSIDE, check_outside
+
+    check_whole(1, batch_size=FLAGS.batch_size)
+    if FLAGS.num_samples is not None:
+        check_whole(1, num_samples=FLAGS.num_samples)
+    check_outside({name: FLAGS[name].value for name in OUTSIDE})
+    check_seed(FLAGS.seed)
 
 
 def _options(model: Any) -> dict[str, float]:
     """What leaves the model, as asked for; refuses what the model has no way to do."""
-    from gm.generate import sampling_options
+    from gm.generate import OUTSIDE, check_options
 
     asked: dict[str, Any]
-    asked = {k: FLAGS[k].value for k, v in _OUTSIDE.items() if FLAGS[k].value != v}
-    able = sampling_options(model)
-    for name, value in asked.items():
-        if name not in able:
-            known = ", ".join(f"--{n}" for n in _OUTSIDE if n in able)
-            raise InputError(
-                f"--{name}={value}: not defined for {type(model).__name__}, a model of "
-                f"the {model.family} family; it has {known}"
-            )
-    if "guidance" in asked and not (model.cond and model.cond.optional):
-        raise InputError(
-            f"--guidance={FLAGS.guidance}: needs a run that was also trained without its "
-            "condition (train --conditional --cond_drop_rate=0.1)"
-        )
+    asked = {k: FLAGS[k].value for k, v in OUTSIDE.items() if FLAGS[k].value != v}
+    check_options(model, asked)
     return asked
 
 
@@ -150,7 +130,9 @@ def _output(found: Any, image: bool) -> Path:
     """Where samples go; the default name holds what was asked for."""
     if FLAGS.output:
         return Path(FLAGS.output)
-    names = ("seed", *_OUTSIDE, "cond", "prompt", "set")
+    from gm.generate import OUTSIDE
+
+    names = ("seed", *OUTSIDE, "cond", "prompt", "set")
     stem = outcome.stem(f"step_{found.meta['step']}", names)
     return found.run.path / "samples" / f"{stem}{'.png' if image else '.txt'}"
 

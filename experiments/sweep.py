@@ -31,10 +31,14 @@ from experiments.cell import Cell, cell_name, find_cells, printable
 from gm.errors import InputError, did_you_mean
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("models", ["made", "transformer", "realnvp", "vae"], "names")
-flags.DEFINE_list("datasets", ["digits"], "names")
+flags.DEFINE_list(
+    "models",
+    ["made", "transformer", "realnvp", "vae"],
+    "names of models, or import paths of your own files",
+)
+flags.DEFINE_list("datasets", ["digits"], "data sets, as --dataset of `train`")
 flags.DEFINE_list("resolutions", [], "sides of the images; empty: each set's own")
-flags.DEFINE_list("seeds", ["0"], "seeds")
+flags.DEFINE_list("seeds", ["0"], "in place of --seed of `train`: a run for each")
 flags.DEFINE_string("workdir", None, "directory that holds a run directory per cell")
 flags.DEFINE_bool(
     "presets", False, "start from preset DATASET/MODEL where there is one"

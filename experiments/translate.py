@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher, outcome
-from gm.errors import InputError
+from gm.errors import InputError, check_seed
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a run on translate:TASK:NAME")
@@ -44,8 +44,7 @@ def _check_flags() -> None:
             raise InputError(f"--{name}={getattr(FLAGS, name)}: give 1 or more")
     if not 0 < FLAGS.temperature < float("inf"):
         raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
-    if not 0 <= FLAGS.seed < 2**31:
-        raise InputError(f"--seed={FLAGS.seed}: give 0 to {2**31 - 1}")
+    check_seed(FLAGS.seed)
     for name in ("source_run", "temperature", "num_outputs"):
         if FLAGS.unpaired and FLAGS[name].present:
             raise InputError(f"--{name}: is for pairs; leave it or --unpaired out")

@@ -7,7 +7,7 @@ from typing import Any
 from gm.config import RunConfig
 
 
-def _text(value: Any) -> str:
+def field_text(value: Any) -> str:
     """A field's value as `--set` reads it."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
@@ -20,7 +20,7 @@ def train_command(config: RunConfig, workdir: str) -> str:
     words = []
     for name, value in config.to_json().items():
         if name == "settings":
-            words += [f"--set={k}={_text(v)}" for k, v in value.items()]
+            words += [f"--set={k}={field_text(v)}" for k, v in value.items()]
         elif value is True:
             words.append(f"--{name}")
         elif value != defaults[name]:
@@ -34,8 +34,8 @@ def evaluate_command(row: dict[str, Any], config: RunConfig) -> str:
     words = [f"--workdir={row['run']}", f"--split={row['split']}"]
     if row["num_importance_samples"] > 1:
         words.append(f"--num_importance_samples={row['num_importance_samples']}")
-    for flag, field in {"k_curve": "k_curve", "interval": "interval_nats"}.items():
-        words += [f"--{flag}"] if row.get(field) else []
+    fields = {"k_curve": "k_curve", "interval": "interval_nats", "bit_map": "bit_map"}
+    words += [f"--{flag}" for flag, field in fields.items() if row.get(field)]
     if row.get("evaluation_seed"):
         words.append(f"--seed={row['evaluation_seed']}")
     kind, _, step = str(row.get("checkpoint", "best")).partition(", step ")
@@ -48,5 +48,5 @@ def evaluate_command(row: dict[str, Any], config: RunConfig) -> str:
         words.append(f"--dataset={row['dataset']}")
     for name, value in row.get("settings", {}).items():
         if value != config.settings.get(name, value):
-            words.append(f"--set={name}={_text(value)}")
+            words.append(f"--set={name}={field_text(value)}")
     return shlex.join(["python", "-m", "experiments.evaluate", *words])

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import os
+import typing
 from typing import Any
 
-from gm.errors import InputError
+from gm.errors import InputError, check_seed
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -60,8 +62,7 @@ class TrainConfig:
             )
         if self.warmup_steps < 0:
             raise InputError(f"--warmup_steps={self.warmup_steps}: give 0 or more")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed={self.seed}: give 0 to {2**31 - 1}")
+        check_seed(self.seed)
         counts = ("num_steps", "batch_size", "accumulate", "steps_per_dispatch")
         every = ("log_every", "valid_every", "save_every")
         for name in (*counts, *every, "num_valid_examples", "valid_samples"):
@@ -122,21 +123,34 @@ class RunConfig:
         return values | dataclasses.asdict(train)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
-        """The inverse of `to_json`; other keys are left alone."""
-        train = {f.name for f in dataclasses.fields(TrainConfig)}
-        own = {f.name for f in dataclasses.fields(cls)} - {"train"}
-        try:
-            found = cls(
-                **{k: v for k, v in values.items() if k in own},
-                train=TrainConfig(**{k: v for k, v in values.items() if k in train}),
-            )
-        except (TypeError, AttributeError) as error:
-            raise InputError(f"config.json: not that of a run ({error})") from None
-        kinds = {"model": str, "dataset": str, "precision": str, "settings": dict}
-        for name, kind in kinds.items():
-            if not isinstance(value := getattr(found, name), kind):
-                raise InputError(
-                    f"config.json: not that of a run ({name} is {value!r})"
-                )
-        return found
+    def from_json(
+        cls, values: dict[str, Any], where: str | os.PathLike = "config.json"
+    ) -> "RunConfig":
+        """The inverse of `to_json`; other keys are left alone.
+
+        Raises:
+          InputError: not that of a run; `where` it was read is named.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: not that of a run")
+        own, train = (
+            {f.name: f.type for f in dataclasses.fields(c) if f.name != "train"}
+            for c in (cls, TrainConfig)
+        )
+        told = [f"{n} is missing" for n in ("model", "dataset") if n not in values]
+        told += [
+            f"{n} is {values[n]!r:.80}"
+            for n, kind in (own | train).items()
+            if n in values and not _is(values[n], kind)
+        ]
+        if told:
+            raise InputError(f"{where}: not that of a run ({', '.join(told)})")
+        given = [{n: values[n] for n in c if n in values} for c in (own, train)]
+        return cls(**given[0], train=TrainConfig(**given[1]))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a JSON value may be that of a field of this type."""
+    if typing.get_origin(kind) is dict:
+        kind = dict
+    return isinstance(value, int | float if kind is float else kind)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,21 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Returns '; did you mean X?' for the nearest valid name, else ''."""
     near = difflib.get_close_matches(name, list(valid), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_whole(least: int, **values: Any) -> None:
+    """InputError for one of these numbers that is not whole, or below `least`."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral):
+            raise InputError(f"--{name}={value}: give a whole number from {least}")
+        if value < least:
+            raise InputError(f"--{name}={value}: give {least} or more")
+
+
+def check_seed(seed: Any) -> None:
+    """InputError for what JAX makes no key of."""
+    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**31:
+        raise InputError(f"--seed={seed}: give 0 to {2**31 - 1}")
 
 
 def check_positive(model: Any, *names: str) -> None:

@@ -17,7 +17,7 @@ from gm import __version__, bounds, sharding
 from gm.bounds import logmeanexp
 from gm.data.dataset import ArraySplit, Dataset, Fresh, Split, identify
 from gm.data.texts import num_characters
-from gm.errors import InputError
+from gm.errors import InputError, check_seed, check_whole
 from gm.likelihood import bits
 from gm.model import LikelihoodModel, log_prob
 from gm.spec import Estimate
@@ -73,8 +73,7 @@ def check_importance_samples(
       InputError: less than one, or more than one for an ELBO, where logmeanexp over
         draws would not be a bound.
     """
-    if num_samples < 1:
-        raise InputError(f"--{flag}={num_samples}: give 1 or more")
+    check_whole(1, **{flag: num_samples})
     if model.estimate is Estimate.ELBO and num_samples > 1:
         raise InputError(
             f"--{flag}={num_samples}: {type(model).__name__} estimates "
@@ -113,6 +112,8 @@ def evaluate_log_weights(
     Raises:
       InputError: a non-finite example (its number is named); none is left out.
     """
+    check_whole(1, batch_size=batch_size)
+    check_seed(seed)
     mesh = mesh or sharding.make_mesh()
     batch_size = -(-min(batch_size, len(order)) // mesh.size) * mesh.size
     rows = sharding.own_rows(mesh, batch_size)

@@ -9,6 +9,7 @@ from tensorboardX import SummaryWriter
 
 from gm import generate
 from gm.data.dataset import Dataset
+from gm.errors import InputError
 from gm.model import LikelihoodModel
 from gm.writer import image_grid
 
@@ -19,13 +20,22 @@ class Events:
     """The event files of a run."""
 
     def __init__(self, directory: Path, resume_step: int):
-        """Opens a file; TensorBoard leaves out what older ones have after that step."""
+        """Opens a file; TensorBoard leaves out what older ones have after that step.
+
+        Raises:
+          InputError: the directory cannot be written.
+        """
         purge = resume_step + 1 if resume_step else None
         # Files are named after the second: the hyperparameters' own would overwrite this
         # one, in a run of less than a second, but for the suffix.
-        self._writer = SummaryWriter(
-            str(directory), purge_step=purge, filename_suffix=".run"
-        )
+        try:
+            self._writer = SummaryWriter(
+                str(directory), purge_step=purge, filename_suffix=".run"
+            )
+        except OSError as error:
+            raise InputError(
+                f"--tensorboard: {directory}: cannot be written ({error.strerror})"
+            ) from None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row, as `Metrics.write` does."""

@@ -4,8 +4,8 @@ It is a run directory whose checkpoint is one safetensors file: whatever takes a
 --workdir of a trained run takes it, and so do --init_from and `gm.load`.
 """
 
+import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 from gm.commands import evaluate_command, train_command
@@ -16,7 +16,7 @@ from gm.model import load_model, model_names
 from gm.results import Row, read_rows, unit_name
 from gm.rundir import write_json, write_whole
 from gm.tables import markdown, value_text
-from gm.trained import Trained
+from gm.trained import Trained, own_file
 from gm.weights import write_weights
 
 
@@ -26,20 +26,26 @@ def export(found: Trained, output: str | Path, *, license: str = "") -> Path:
     Args:
       found: the run, with the parameters to export.
       output: a directory that is new or empty.
-      license: of the weights, such as "apache-2.0"; "" says that none was given.
+      license: of the weights, such as "apache-2.0"; "": that of the run if it was
+        exported itself, else none.
 
     Returns:
       The directory.
 
     Raises:
-      InputError: something is there already, or it cannot be written.
+      InputError: something is there already, or it cannot be written; a license that
+        is more than a line.
     """
+    if not license.isprintable():
+        raise InputError(f"--license={license!r}: give one line, such as apache-2.0")
     out = Path(output)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--output={out}: is there already; give a new directory")
     meta = {k: v for k, v in found.meta.items() if k not in ("digests", "sha256")}
     rows = _rows(found)
     config = found.run.config() | {"data_dir": None}  # a path of this machine
+    config.setdefault("trained_in", str(found.run.path))
+    config["license"] = license or config.get("license", "")
     target = type(found.run)(out)
     digest = write_weights(target.weights, found.params, found.checkpoint, meta)
     write_json(out / "config.json", config)
@@ -49,9 +55,10 @@ def export(found: Trained, output: str | Path, *, license: str = "") -> Path:
             write_whole(target.results / file.name, file.read_bytes())
     own = found.config.model not in model_names()
     if own:
-        code = load_model(found.config.model).__file__
-        shutil.copy(str(code), out / f"{found.config.model.rpartition('.')[2]}.py")
-    write_whole(out / "README.md", _card(found, rows, digest, license, own).encode())
+        code = Path(str(load_model(found.config.model).__file__))
+        write_whole(own_file(out, found.config.model), code.read_bytes())
+    card = _card(found, rows, digest, config["trained_in"], config["license"], own)
+    write_whole(out / "README.md", card.encode())
     return out
 
 
@@ -61,9 +68,19 @@ def _rows(found: Trained) -> list[Row]:
     return [r for r in rows if r.get("checkpoint") == found.checkpoint]
 
 
-def _card(found: Trained, rows: list[Row], digest: str, license: str, own: bool) -> str:
+# What a number of each kind is, for who has not read gm's pages.
+_KINDS = {
+    "exact": "are exact",
+    "weight": "are lower bounds, which more importance samples tighten",
+    "elbo": "are lower bounds (ELBO)",
+}
+
+
+def _card(
+    found: Trained, rows: list[Row], digest: str, path: str, license: str, own: bool
+) -> str:
     """What the weights are, what they were fitted to, and how good they are."""
-    config, path = found.config, str(found.run.path)
+    config = found.config
     head = {"library_name": "gm", "tags": ["likelihood", found.model.family]}
     head |= {"license": license} if license else {}
     parts = [
@@ -79,7 +96,7 @@ def _card(found: Trained, rows: list[Row], digest: str, license: str, own: bool)
         f"Of the {found.model.family} family, {kind}, with {num_params(found.params):,} "
         f"parameters. It assigns a probability to integers 0 to "
         f"{found.model.num_values - 1} of shape {list(found.model.shape)}; its "
-        f"likelihoods are of the kind: {found.model.estimate.value}."
+        f"log-likelihoods {_KINDS[found.model.estimate.value]}."
     )
     parts.append("## Numbers")
     parts += (
@@ -87,7 +104,9 @@ def _card(found: Trained, rows: list[Row], digest: str, license: str, own: bool)
     )
     parts.append("## How they came about")
     commands = [train_command(config, path)] + [
-        evaluate_command(row, config) for row in rows if "evaluation_seed" in row
+        evaluate_command(row | {"run": path}, config)
+        for row in rows
+        if "evaluation_seed" in row
     ]
     parts.append("```bash\n" + "\n".join(commands) + "\n```")
     parts.append(_facts(found, digest))
@@ -101,11 +120,14 @@ def _card(found: Trained, rows: list[Row], digest: str, license: str, own: bool)
     parts.append("## Licence of the weights")
     parts.append(license or "Not stated by who exported them: ask before you use them.")
     parts.append("## Use")
-    parts.append(_USE)
+    again = train_command(dataclasses.replace(config, init_from="THIS"), "NEW")
+    parts.append(_USE.format(again=again))
     if own:
+        file = own_file(Path(), config.model)
         parts.append(
-            f"The model is no part of gm: `{config.model}` is the file here, which must be "
-            "on the path (start Python in this directory). It is code: read it first."
+            f"The model is no part of gm: `{config.model}` is the file `{file}` here, "
+            "which must be on the path (start Python in this directory, as `python -m`, or "
+            "put it into PYTHONPATH). It is code: read it first."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -118,8 +140,12 @@ x = run.sample(16)
 nats = -run.log_prob(x)
 ```
 
-`python -m experiments.evaluate --workdir=THIS` measures the numbers again, and
-`python -m experiments.train --init_from=THIS` goes on from these weights."""
+The first measures the numbers again, the second goes on from these weights:
+
+```bash
+python -m experiments.evaluate --workdir=THIS
+{again}
+```"""
 
 
 def _numbers(rows: list[Row]) -> list[str]:
@@ -143,7 +169,7 @@ def _numbers(rows: list[Row]) -> list[str]:
 def _facts(found: Trained, digest: str) -> str:
     meta = found.meta
     facts = {
-        "checkpoint": found.checkpoint,
+        "checkpoint": f"{found.checkpoint} of {found.config.train.num_steps}",
         "examples seen": f"{meta.get('examples_seen', 0):,}",
         "seconds of training": f"{meta.get('train_seconds', 0.0):.0f}",
         "training FLOPs": f"{meta.get('train_flops', 0.0):.3g}",

@@ -146,7 +146,7 @@ def _stair(dataset, gap, found):
         missing = min(near, key=lambda names: _distance(dataset, names, found))
         height = next(h for h, names in stairs if names == missing)
         text = f"{gap:+.2f} bits, on the stair {_name(height, missing)}"
-    facts = found.get("facts")
+    facts = _facts(dataset, found)
     if not facts:
         text += " (by the bits alone: no samples were judged)"
     if facts and facts["cubies"] * found["count"] >= 50:
@@ -158,6 +158,14 @@ def _stair(dataset, gap, found):
     return text
 
 
+def _facts(dataset, found):
+    """How often each invariant held; {} where it was not measured (or by no gm)."""
+    facts, names = found.get("facts"), {"cubies", *_INVARIANTS[dataset]}
+    if not isinstance(facts, dict) or not names <= facts.keys():
+        return {}
+    return facts if all(isinstance(facts[n], int | float) for n in names) else {}
+
+
 def _name(height, missing):
     names = " and ".join(n.replace("_", " ") for n in missing)
     return f"+{height:.3f}: {names + ' not learnt' if missing else 'all learnt'}"
@@ -165,7 +173,7 @@ def _name(height, missing):
 
 def _distance(dataset, missing, found):
     """How far samples are from missing exactly these invariants."""
-    facts = found.get("facts") or {}
+    facts = _facts(dataset, found)
     if not facts.get("cubies"):
         return 0.0  # nothing to tell them apart by
     return sum(

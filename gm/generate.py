@@ -8,7 +8,8 @@ only.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import numbers
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,14 +17,49 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm import sharding
-from gm.errors import InputError, did_you_mean
+from gm.errors import InputError, check_seed, check_whole, did_you_mean
 from gm.model import LikelihoodModel
 from gm.spec import CondSpec
+
+# What leaves the model, where each of them does not, and what may be given.
+OUTSIDE = {"temperature": 1.0, "top_p": 1.0, "guidance": 0.0}
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("a number above 0", lambda v: 0 < v < math.inf),
+    "top_p": ("a number above 0, 1 at most", lambda v: 0 < v <= 1),
+    "guidance": ("0 or more", lambda v: 0 <= v < math.inf),
+}
+
+
+def check_outside(options: Mapping[str, Any]) -> None:
+    """InputError for a temperature, nucleus or guidance that cannot be meant."""
+    for name, value in options.items():
+        told, allows = _ALLOWED.get(name, ("", lambda v: True))
+        if told and not (isinstance(value, numbers.Real) and allows(value)):
+            raise InputError(f"--{name}={value}: give {told}")
 
 
 def sampling_options(model: LikelihoodModel) -> set[str]:
     """What the model's `sample` can be asked for, such as temperature or guidance."""
     return set(inspect.signature(type(model).sample).parameters)
+
+
+def check_options(model: LikelihoodModel, options: Mapping[str, Any]) -> None:
+    """InputError for what the model's `sample` has no way to do, or cannot be meant."""
+    able = sampling_options(model) - {"self", "num_samples", "cond", "prefix"}
+    for name, value in options.items():
+        if name not in able:
+            known = ", ".join(f"--{n}" for n in sorted(able))
+            text = " ".join(str(value).split())[:40]
+            raise InputError(
+                f"--{name}={text}: not defined for {type(model).__name__}, a model of "
+                f"the {model.family} family; it has {known}"
+            )
+    check_outside(options)
+    if options.get("guidance") and not (model.cond and model.cond.optional):
+        raise InputError(
+            f"--guidance={options['guidance']}: needs a run that was also trained "
+            "without its condition (train --conditional --cond_drop_rate=0.1)"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "options", "mesh"))
@@ -72,7 +108,12 @@ def draw_batches(
 
     Yields:
       int32 [n, *shape], N of them in all.
+
+    Raises:
+      InputError: a number of samples, a batch or a seed that cannot be.
     """
+    check_whole(1, num_samples=count, batch_size=batch_size)
+    check_seed(seed)
     key = jax.random.key(seed)
     numbers = np.arange(count) if numbers is None else numbers
     batch_size = min(batch_size, count)

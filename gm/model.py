@@ -271,15 +271,31 @@ def check_examples(
             f"values from {low} to {high} cannot be {done}: the run models "
             f"0 to {model.num_values - 1}"
         )
-    if (cond is None) != (model.cond is None) or (
-        cond is not None and len(cond) != len(x)
-    ):
-        needs = model.cond.label if model.cond else "none"
-        raise InputError(
-            f"the run's condition is {needs}: give one for each of {len(x)} examples"
-            if model.cond
-            else "the run is unconditional: give no condition"
-        )
+    check_conditions(model, cond, len(x))
+
+
+def check_conditions(model: LikelihoodModel, cond: Any, count: int) -> None:
+    """InputError unless `cond` is what the model needs for `count` examples."""
+    spec = model.cond
+    if spec is None:
+        if cond is not None:
+            raise InputError("the run is unconditional: give no condition")
+        return
+    told = f"the run's condition is {spec.label}: give one for each of {count} examples"
+    if cond is None:
+        raise InputError(told)
+    cond = np.asarray(cond)
+    own = {"class": (), "real": (spec.size,), "image": spec.shape}[spec.kind]
+    kinds = "fiu" if spec.kind == "real" else "iu"
+    if cond.dtype.kind not in kinds or cond.shape != (count, *own):
+        raise InputError(f"{told}, {[count, *own]}, not {cond.dtype} {cond.shape}")
+    if spec.kind == "real":
+        good = np.isfinite(cond).all() or spec.optional
+    else:
+        least = spec.size + spec.optional if spec.kind == "class" else spec.num_values
+        good = not cond.size or (cond.min() >= 0 and cond.max() < least)
+    if not good:
+        raise InputError(f"{told}; these are from {cond.min()} to {cond.max()}")
 
 
 def init_params(model: LikelihoodModel, key: jax.Array) -> Any:

@@ -15,10 +15,8 @@ from gm import paired
 from gm.data.containers import read_npz
 from gm.errors import InputError
 from gm.likelihood import bits
+from gm.rows import Row, check_row
 from gm.rundir import nearest_run, read_json
-from gm.spec import Estimate
-
-Row = dict[str, Any]
 
 # Rows are ranked together only where all of these are equal.
 COMPARABLE = (
@@ -29,49 +27,6 @@ COMPARABLE = (
     "unit",
     "augmentation",
 )
-_TEXT = (str,)
-_COUNT = (int,)
-_NUMBER = (int, float)
-_MAYBE = (int, float, type(None))
-_NEEDED: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "dataset", "split", "split_sha256", "unit"), _TEXT),
-    **dict.fromkeys(("conditioning", "estimate"), _TEXT),
-    **dict.fromkeys(("num_values", "num_examples", "num_params"), _COUNT),
-    **dict.fromkeys(("num_importance_samples",), _COUNT),
-    **dict.fromkeys(("nats", "bits_per_dim", "bits_per_object"), _NUMBER),
-    **dict.fromkeys(("standard_error_nats", "entropy_floor_nats"), _MAYBE),
-    "shape": (list,),
-}
-
-
-def _is_printable(value: Any) -> bool:
-    """Whether no text in a JSON value could move a terminal's cursor or end a line."""
-    if isinstance(value, dict):
-        return all(map(_is_printable, [*value, *value.values()]))
-    if isinstance(value, list):
-        return all(map(_is_printable, value))
-    return not isinstance(value, str) or value.isprintable()
-
-
-def _check_row(row: Any, file: Path) -> None:
-    """Raises InputError for what no evaluation can have written."""
-    missing = [n for n in _NEEDED if not isinstance(row, dict) or n not in row]
-    if missing:
-        raise InputError(f"{file}: not a result row ({', '.join(missing)} missing)")
-    wrong = [n for n, kinds in _NEEDED.items() if not isinstance(row[n], kinds)]
-    wrong += [
-        n
-        for n in ("nats", "bits_per_dim", "standard_error_nats", "entropy_floor_nats")
-        if n not in wrong and row[n] is not None and not math.isfinite(row[n])
-    ]
-    if row["estimate"] not in [e.value for e in Estimate]:
-        wrong.append("estimate")
-    elif "nats" not in wrong and row["estimate"] == "exact" and row["nats"] < -1e-3:
-        wrong.append("nats")  # a probability above one
-    wrong += [n for n, value in row.items() if not _is_printable(value)]
-    if wrong:
-        told = ", ".join(f"{n} is {row[n]!r}" for n in wrong)
-        raise InputError(f"{file}: not a result row ({told}); run `evaluate` again")
 
 
 def read_rows(paths: Iterable[str], *, may_be_empty: bool = False) -> list[Row]:
@@ -87,17 +42,18 @@ def read_rows(paths: Iterable[str], *, may_be_empty: bool = False) -> list[Row]:
     for number, path in enumerate(paths):
         found = sorted(Path(path).glob("**/results/*.json"))
         if not found and not may_be_empty:
-            raise InputError(
-                f"{path}: no results/*.json below it; run `evaluate` first"
-                f"{nearest_run(Path(path))}"
-            )
+            if not Path(path).is_dir():
+                told = f"no such directory{nearest_run(Path(path))}"
+            else:
+                told = "no results/*.json below it; run `evaluate` first"
+            raise InputError(f"{path}: {told}")
         for file in found:
             key = (file.resolve(), number if itself else 0)
             files.setdefault(key, (file, str(path)))
     rows = []
     for file, path in files.values():
         row = read_json(file)
-        _check_row(row, file)
+        check_row(row, file)
         where = {"run": str(file.parent.parent), "file": str(file), "path": path}
         rows.append({"augmentation": "none"} | row | where)
     return rows
@@ -254,6 +210,13 @@ class Contender:
         """Standard deviation over the runs, in nats; 0 for one."""
         values = [r["nats"] for r in self.rows]
         return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of `nats`: over examples, which the runs share, and over seeds."""
+        errors = [r["standard_error_nats"] or 0.0 for r in self.rows]
+        seeds = self.spread / math.sqrt(len(self.rows))
+        return math.hypot(statistics.mean(errors), seeds)
 
 
 def contenders(ranked: Sequence[Row]) -> list[Contender]:

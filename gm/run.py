@@ -14,11 +14,16 @@ from gm.codec import compress, decompress
 from gm.complete import Budget, Completions, complete, parse_mask
 from gm.config import RunConfig
 from gm.data.dataset import ArraySplit
-from gm.errors import InputError
+from gm.errors import InputError, check_whole
 from gm.evaluate import evaluate_nats
 from gm.likelihood import bits
-from gm.model import LikelihoodModel, check_examples
+from gm.model import LikelihoodModel, check_conditions, check_examples
 from gm.results import Row, read_rows
+
+
+def _arrays(x: Any, cond: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both as arrays: lists will do."""
+    return np.asarray(x), None if cond is None else np.asarray(cond)
 
 
 class Run:
@@ -97,7 +102,7 @@ class Run:
           InputError: examples that the model has no probability for, or more than one
             draw of an ELBO.
         """
-        x = np.asarray(x)
+        x, cond = _arrays(x, cond)
         check_examples(self.model, x, cond, "scored")
         nats, _ = evaluate_nats(
             self.model,
@@ -133,20 +138,16 @@ class Run:
           cond: [N, ...] for a conditional run.
           batch_size: samples at a time.
           seed: sample i is a function of the seed, i and the condition alone.
-          options: of the model, such as temperature; other than 1 leaves the model.
+          options: of the model: temperature, top_p or guidance, which leave the model.
 
         Raises:
-          InputError: a condition is missing, or an option that the model has not.
+          InputError: a condition is missing, or an option that the model has not, or of
+            a value that cannot be.
         """
-        if (cond is None) != (self.model.cond is None):
-            needs = self.model.cond.label if self.model.cond else "none"
-            raise InputError(f"the run's condition is {needs}: give one a sample")
-        able = generate.sampling_options(self.model)
-        for name in options:
-            if name not in able:
-                raise InputError(
-                    f"{name}: {type(self.model).__name__} has no such option"
-                )
+        check_whole(1, num_samples=num_samples)
+        _, cond = _arrays((), cond)
+        check_conditions(self.model, cond, num_samples)
+        generate.check_options(self.model, options)
         given: dict[str, Any] = dict(batch_size=batch_size, seed=seed, **options)
         return generate.draw(self.model, self.params, num_samples, cond, **given)
 
@@ -174,10 +175,11 @@ class Run:
         Raises:
           InputError: a model or a mask with which that cannot be done.
         """
-        x = np.asarray(x)
+        x, cond = _arrays(x, cond)
         check_examples(self.model, x, cond, "completed")
         if isinstance(mask, str):
             mask = parse_mask(mask, self.shape, seed)
+        mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != self.shape:
             raise InputError(
                 f"mask: {mask.dtype} {mask.shape}; give bool {self.shape}, True: hidden"
@@ -191,7 +193,7 @@ class Run:
         Raises:
           InputError: a model without a codec, or examples that it does not allow.
         """
-        return compress(self._found, np.asarray(x), cond)
+        return compress(self._found, *_arrays(x, cond))
 
     def decompress(self, archive: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         """(x, cond) of an archive, exactly as they were.
@@ -202,7 +204,7 @@ class Run:
         return decompress(self._found, archive)
 
 
-def load(path: str | os.PathLike, checkpoint: str = "best") -> Run:
+def load(path: str | os.PathLike, checkpoint: str | int = "best") -> Run:
     """Reads a run directory, or what `experiments.export` made of one.
 
     Args:
@@ -212,4 +214,4 @@ def load(path: str | os.PathLike, checkpoint: str = "best") -> Run:
     Raises:
       InputError: no run there, or no sound checkpoint.
     """
-    return Run(trained.load(path, checkpoint))
+    return Run(trained.load(path, str(checkpoint)))

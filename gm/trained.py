@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gm.checkpoint import Checkpoints, flatten, unflatten
+from gm.commands import field_text
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
-from gm.fields import fields
+from gm.fields import parse_settings
 from gm.model import LikelihoodModel, ending, load_model, param_shapes
 from gm.results import read_nats
 from gm.rundir import RunDirectory, read_json
@@ -53,6 +55,19 @@ def _is_description(data: Any) -> bool:
 def _cond_of(data: dict[str, Any]) -> CondSpec | None:
     cond = data["cond"]
     return None if cond is None else CondSpec(**{k: _tuple(v) for k, v in cond.items()})
+
+
+def own_file(directory: Path, model: str) -> Path:
+    """Where `export` puts the code of a model that is no part of gm."""
+    return directory.joinpath(*model.split(".")).with_suffix(".py")
+
+
+def _is_set(cls: type, name: str, value: Any) -> bool:
+    """Whether --set could have given this value to a field of a model."""
+    try:
+        return parse_settings(cls, {name: field_text(value)})[name] == _tuple(value)
+    except InputError:
+        return False
 
 
 def rebuild_model(config: RunConfig, data: dict[str, Any]) -> LikelihoodModel:
@@ -100,15 +115,26 @@ def load(
     """
     run = RunDirectory.open_to_read(path, flag)
     values = run.config()
-    config = RunConfig.from_json(values)
+    file = run.path / "config.json"
+    config = RunConfig.from_json(values, file)
     data: Any = values.get("data")
-    able = fields(load_model(config.model).Model)
-    strange = [f"settings.{name}" for name in config.settings if name not in able]
+    try:
+        cls = load_model(config.model).Model
+    except InputError as error:
+        own = own_file(run.path, config.model)
+        if not own.exists():
+            raise
+        raise InputError(
+            f"{error}; {own} is it: read it, and put {run.path} into PYTHONPATH"
+        ) from None
+    strange = [
+        f"settings.{n}" for n, v in config.settings.items() if not _is_set(cls, n, v)
+    ]
     strange += [] if _is_description(data) else ["data"]
     strange += [] if config.precision in ("float32", "bfloat16") else ["precision"]
     if strange:
         told = ", ".join(strange)
-        raise InputError(f"{run.path / 'config.json'}: not that of a run ({told})")
+        raise InputError(f"{file}: not that of a run ({told})")
     model = rebuild_model(config, data)
     like = param_shapes(model)
     if run.weights.exists():
@@ -119,6 +145,10 @@ def load(
                 "leave it out"
             )
         return Trained(config, data, model, params, label, meta, run)
+    if "trained_in" in values:
+        raise InputError(
+            f"{run.weights}: is missing; copy all of the exported directory"
+        )
     kind, step = checkpoint, None
     if checkpoint not in ("best", "latest"):
         if not (checkpoint.isdecimal() and len(checkpoint) < 20):
@@ -190,9 +220,14 @@ def initial_params(path: str, model: LikelihoodModel) -> Any:
     Raises:
       InputError: no run there, or one with other parameters than the model's.
     """
-    flat = flatten(load(path, flag="init_from").params)
+    found = load(path, flag="init_from")
     like = param_shapes(model)
-    return unflatten(like, flat, f"--init_from={path}")
+    try:
+        return unflatten(like, flatten(found.params), f"--init_from={path}")
+    except InputError as error:
+        given = [f"--set={k}={field_text(v)}" for k, v in found.config.settings.items()]
+        told = " ".join([f"--model={found.config.model}", *given])
+        raise InputError(f"{error}; it was trained with {told}") from None
 
 
 def own_row(

@@ -32,6 +32,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 raise InputError(
                     f"{path}: line {number + 1} is not a row with a step"
                 ) from None
+    if not all(isinstance(v, int | float | None) for r in rows for v in r.values()):
+        raise InputError(f"{path}: is damaged: a row has what is no number")
     return rows
 
 

@@ -154,6 +154,8 @@ def test_bash_completes_launchers_flags_and_names():
         "python -m experiments.train --model=pixels": "pixelsnail",
         "python -m experiments.train --preset=digits/glo": "digits/glow",
         "python -m experiments.evaluate --k_": "--k_curve",
+        "python -m experiments.evaluate --split=t": "train test",
+        "python -m experiments.evaluate --workdir=": "",
         "python other.py --k": "",
     }
     done = subprocess.run(

@@ -351,7 +351,7 @@ def test_audit_launcher(tmp_path):
     audit = ["-m", "experiments.audit", "--model=my_wrong", "--set=width=8"]
     done = run(*audit, checks, cwd=tmp_path, ok=False)
     assert done.returncode == 1
-    assert done.stderr == "1 checks failed\n"
+    assert done.stderr == "1 check failed\n"
     for flag, message in {
         "--model=mad": "did you mean made",
         "--checks=sample": "did you mean sampler",

@@ -11,13 +11,15 @@ import time
 
 import numpy as np
 import pytest
-from launch import launch, start
+from launch import launch, one_error, start
 from PIL import Image
 from test_results import row
 
 from gm import commands, evaluate, results, tables
 from gm.config import RunConfig, TrainConfig
+from gm.plots import write_plots
 from gm.report import write_report
+from gm.report.charts import ranking
 from gm.rundir import write_json
 
 EVIL = (
@@ -118,6 +120,7 @@ def read(page):
 
 def test_page_ranks_with_intervals_ties_and_reasons(read):
     text = " ".join(read.text.split())
+    assert "open where a bound may hide a better model" in text
     assert "d, test split" in text
     assert re.search(r"best \d\.|best", text)
     assert "tie, " in text
@@ -206,10 +209,41 @@ def test_commands_are_those_that_were_given():
     )
     found = {"run": "runs/x", "split": "test", "num_importance_samples": 1}
     found |= {"file": "runs/x/results/test-latest.json", "checkpoint": "latest, step 7"}
-    assert commands.evaluate_command(found | {"settings": {"width": 9}}, config) == (
-        "python -m experiments.evaluate --workdir=runs/x --split=test "
+    found |= {"settings": {"width": 9}, "bit_map": "symbols"}
+    assert commands.evaluate_command(found, config) == (
+        "python -m experiments.evaluate --workdir=runs/x --split=test --bit_map "
         "--checkpoint=latest --set=width=9"
     )
+
+
+def test_errors_of_several_seeds_are_of_examples_and_seeds():
+    shared = {"estimate": "exact", "unit": "object", "entropy_floor_nats": None}
+    rows = [
+        shared | {"nats": 90.0 + s, "standard_error_nats": 3.0, "seed": s, "shape": [2]}
+        for s in (-4, 0, 4)
+    ]
+    found = results.Contender("made", rows)
+    assert found.standard_error == pytest.approx((9 + 16 / 3) ** 0.5)
+    table = tables.Table("d", [], [], [], [], [found], [])
+    [mean] = [t for t in ranking(table, "s0").figure.data if t.error_x.array]
+    assert mean.error_x.array[0] == pytest.approx(2 * (9 + 16 / 3) ** 0.5 / np.log(2))
+
+
+def test_names_of_many_models_do_not_lie_on_each_other(tmp_path):
+    for seed in range(2):
+        for i in range(25):
+            nats = np.random.default_rng(i).normal(90 + i, 1, 50) + seed
+            run = written(tmp_path / "runs", f"m{i}", nats)
+            run.rename(run.with_name(f"m{i}_s{seed}"))
+    rows = results.read_rows([str(tmp_path / "runs")])
+    rows = [r | {"seed": int(r["run"][-1])} for r in rows]
+    paths = write_plots(rows, tmp_path / "plots")
+    assert [p.name for p in paths] == [
+        "d__test_split_curves.png",
+        "d__test_split_bits.png",
+    ]
+    for path in paths:
+        assert Image.open(path).height > 25 * 130 * 0.2  # inches of a name, at 130 dpi
 
 
 def test_refused_runs_are_told_in_the_page_too(runs, tmp_path):
@@ -233,18 +267,45 @@ def test_watch_makes_the_page_again_until_it_is_interrupted(runs, tmp_path):
         assert "Not evaluated yet" in Reader(path).text
         shutil.copytree(runs / "made" / "results", root / "slow" / "results")
         _until(lambda: "d, test split" in Reader(path).text)
-        made = path.stat().st_mtime_ns
+        # Points of a curve renew the page. A row that is damaged ends no watch.
+        before, row = path.stat().st_mtime_ns, root / "slow" / "results" / "test.json"
         (root / "slow" / "metrics.jsonl").touch()
-        _until(lambda: path.stat().st_mtime_ns != made)
+        _until(lambda: path.stat().st_mtime_ns > before)
+        tables, sound = path.stat().st_mtime_ns, row.read_text()
+        row.write_text("{")
+        time.sleep(3)
+        row.write_text(sound)
+        _until(lambda: path.stat().st_mtime_ns > tables)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert (
-        out.count("d, test split") == 2
-    )  # as the row came, and at the end; not for curves
+    assert "test.json: not readable as JSON" in err
+    # As the row came, as it was whole again, and at the end; not for points of a curve.
+    assert out.count("d, test split") == 3
     assert 'http-equiv="refresh"' not in path.read_text()
+
+
+def test_watch_that_found_nothing_leaves_a_page_that_stays(tmp_path):
+    path, root = tmp_path / "report.html", tmp_path / "later"
+    process = start("compare", root, f"--html={path}", "--watch", "--refresh_seconds=1")
+    try:
+        _until(path.exists)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert f"{root}: nothing there yet" in err
+    assert 'http-equiv="refresh"' not in path.read_text()
+
+
+def test_where_there_is_nothing_to_compare_or_to_write(runs, tmp_path):
+    one_error(launch("compare", tmp_path / "none"), "none: no such directory")
+    one_error(launch("compare", tmp_path), "no results/*.json below it; run `evaluate`")
+    done = launch("compare", runs / "made", f"--html={tmp_path}")
+    one_error(done, "a folder; give a file, such as")
 
 
 def _until(true):

@@ -276,20 +276,21 @@ def test_what_may_be_claimed_of_bounds(tmp_path):
             f"curve{gain}",
             base + 1,
             k_curve=[
-                {"nats": float(base.mean()) + 1 + gain},
-                {"nats": base.mean() + 1},
+                {"k": k, "nats": float(base.mean()) + more, "standard_error_nats": 0.1}
+                for k, more in ((1, 1 + gain), (2, 1))
             ],
             **bound,
         )
         for gain in (0.1, 0.9)
     )
     mean = float(base.mean())
+    drawn = {"groups": 16, "k": 1, "effective_draws": 9.0, "own_sample_shortfall": None}
     inside, above = (
         written(
             tmp_path,
             f"i{shift}",
             base + 1,
-            interval_nats={"low": mean + shift},
+            interval_nats={"low": mean + shift, "high": mean + 1, **drawn},
             **bound,
         )
         for shift in (-0.5, 0.5)
@@ -368,6 +369,9 @@ def test_a_narrow_terminal_has_the_numbers_whole():
         ("estimate", "EXAKT"),
         ("num_examples", None),
         ("shape", "8x8"),
+        ("train_seconds", "long"),
+        ("k_curve", [{"k": 1}]),
+        ("training", [1]),
     ],
 )
 def test_what_no_evaluation_writes_is_refused(tmp_path, field, value):

@@ -18,6 +18,9 @@ from gm.checkpoint import state_digest
 from gm.errors import InputError
 from gm.events import Events
 from gm.export import export
+from gm.model import check_conditions, load_model
+from gm.report.content import origin
+from gm.spec import CondSpec
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +127,46 @@ def test_mistakes_are_told_in_one_line(run, x):
         lambda: run.log_prob(x / 16): "float64 .* cannot be scored",
         lambda: run.log_prob(x + 1): "values from 1 to 17 cannot be scored",
         lambda: run.log_prob(x, np.zeros(397, int)): "the run is unconditional",
-        lambda: run.sample(2, np.zeros(2, int)): "the run's condition is none",
-        lambda: run.sample(2, temprature=2.0): "temprature: MADE has no such option",
+        lambda: run.log_prob(x, batch_size=-1): "--batch_size=-1: give 1 or more",
+        lambda: run.log_prob(x, seed="a"): "--seed=a: give 0 to",
+        lambda: run.log_prob(x, num_importance_samples=1.5): "give a whole number",
+        lambda: run.sample(2, np.zeros(2, int)): "the run is unconditional",
+        lambda: run.sample(-1): "--num_samples=-1: give 1 or more",
+        lambda: run.sample(2, temprature=2.0): "--temprature=2.0: not defined for MADE",
+        lambda: run.sample(2, temperature=-1.0): "--temperature=-1.0: give a number ab",
+        lambda: run.sample(2, top_p=2): "--top_p=2: give a number above 0, 1 at most",
+        lambda: run.complete(x[:1], [True]): r"mask: bool \(1,\); give bool",
         lambda: run.complete(x[:1], np.zeros(3)): r"mask: float64 \(3,\); give bool",
         lambda: run.complete(x[:1], "botom"): "did you mean bottom?",
         lambda: gm.load("nowhere"): "nowhere: no run here",
     }.items():
         with pytest.raises(InputError, match=told):
             call()
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "bad"),
+    [
+        (CondSpec("class", 3), [0, 2], [[0, 3], [-1, 0], [0.0, 1.0], [0], 1, None]),
+        (CondSpec("class", 3, optional=True), [0, 3], [[0, 4]]),
+        (
+            CondSpec("real", 1, low=(0,), high=(1,)),
+            [[0.5], [1]],
+            [[[np.nan], [0]], [[0.5]]],
+        ),
+        (
+            CondSpec("image", 1, shape=(1, 1, 1), num_values=2),
+            np.zeros((2, 1, 1, 1), int),
+            [np.full((2, 1, 1, 1), 2), np.zeros((2, 1))],
+        ),
+    ],
+)
+def test_a_condition_is_what_the_model_was_trained_with(spec, good, bad):
+    model = load_model("independent").Model(shape=(4,), num_values=2, cond=spec)
+    check_conditions(model, good, 2)
+    for cond in bad:
+        with pytest.raises(InputError, match="give one for each of 2 examples"):
+            check_conditions(model, cond, 2)
 
 
 def test_the_nearest_run_is_suggested(path):
@@ -165,6 +200,10 @@ DATA = {"shape": [8, 8, 1], "num_values": 17, "cond": None}
         ({"precision": "float8"}, "precision"),
         ({"settings": [1]}, r"settings is \[1\]"),
         ({"settings": {"widht": 8}}, "settings.widht"),
+        ({"settings": {"width": "wide"}}, "settings.width"),
+        ({"settings": {"width": -8}}, "settings.width"),
+        ({"seed": [1]}, r"seed is \[1\]"),
+        ({"num_steps": "many", "learning_rate": None}, "num_steps is 'many', learn"),
         ({"data": DATA | {"shape": "ab"}}, "data"),
         ({"data": DATA | {"shape": [8, -8, 1]}}, "data"),
         ({"data": DATA | {"num_values": "z"}}, "data"),
@@ -179,7 +218,7 @@ def test_a_configuration_from_elsewhere_is_not_believed(
     copy = shutil.copytree(exported, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(InputError, match=rf"not that of a run \({told}"):
+    with pytest.raises(InputError, match=rf"copy/config.json: not .* run \({told}"):
         gm.load(copy)
 
 
@@ -230,7 +269,8 @@ def test_training_begins_with_the_parameters_of_another_run(path, exported, tmp_
 def test_what_cannot_be_exported_or_begun_with_is_refused(path, exported, tmp_path):
     flags = (f"--init_from={exported}", *SMALL)
     outcome = train(tmp_path / "a", *flags, "--set=width=8")
-    one_error(outcome, f"--init_from={exported}", "in the checkpoint")
+    told = "it was trained with --model=made --set=width=16"
+    one_error(outcome, f"--init_from={exported}", "in the checkpoint", told)
     assert not (tmp_path / "a").exists()
     one_error(
         train(tmp_path / "a", f"--init_from={tmp_path}"), "--init_from=", "no run"
@@ -249,6 +289,43 @@ def test_what_cannot_be_exported_or_begun_with_is_refused(path, exported, tmp_pa
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(InputError, match="not weights that gm exported"):
         trained.load(broken)
+
+
+def test_an_export_of_an_export_keeps_where_it_comes_from(path, exported, tmp_path):
+    again = export(trained.load(exported), tmp_path / "again")
+    card = (again / "README.md").read_text()
+    assert card == (exported / "README.md").read_text()
+    assert f"--workdir={path}\n" in card
+    assert "- checkpoint: best, step 20 of 20" in card
+    [command] = [c for c in card.split("\n") if "--init_from=THIS" in c]
+    assert "--set=width=16" in command
+    assert command.endswith("--workdir=NEW")
+    [row] = gm.load(again).rows()
+    assert f"--workdir={path}" in origin(row).commands[0]
+    with pytest.raises(InputError, match="--license='two.nlines': give one line"):
+        export(trained.load(path), tmp_path / "c", license="two\nlines")
+    (again / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="safetensors: is missing; copy all of"):
+        gm.load(again)
+
+
+def test_a_model_of_ones_own_is_found_in_what_was_exported(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    code = (REPO / "gm" / "models" / "independent.py").read_text()
+    (tmp_path / "own" / "model_of_mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    here = {"env": {"PYTHONPATH": str(tmp_path)}, "model": "own.model_of_mine"}
+    status, _, err = train(tmp_path / "run", *SMALL, **here)
+    assert status == 0, err
+    out = export(trained.load(tmp_path / "run"), tmp_path / "out")
+    assert (out / "own" / "model_of_mine.py").read_text() == code
+    assert "`own/model_of_mine.py` here" in (out / "README.md").read_text()
+    shutil.rmtree(tmp_path / "own")
+    done = launch("evaluate", f"--workdir={out}")
+    one_error(done, f"{out}/own/model_of_mine.py is it: read it, and put {out} into")
+    there = {"PYTHONPATH": str(out)}
+    status, _, err = launch("evaluate", f"--workdir={out}", env=there)
+    assert status == 0, err
 
 
 def _events(directory):
@@ -272,6 +349,12 @@ def test_event_files_of_one_second_do_not_overwrite_each_other(tmp_path, monkeyp
     values = [v for e in _events(tmp_path) for v in e.summary.value]
     assert "train/bpd" in {v.tag for v in values}
     assert "hparams" in {v.metadata.plugin_data.plugin_name for v in values}
+
+
+def test_event_files_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(InputError, match="--tensorboard: .* cannot be written"):
+        Events(tmp_path / "tensorboard", 0)
 
 
 def test_event_files_have_scalars_samples_and_hyperparameters(path):

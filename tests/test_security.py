@@ -23,8 +23,11 @@ from gm.config import TrainConfig
 from gm.errors import InputError
 from gm.fields import parse_settings
 from gm.model import load_model
-from gm.results import _check_row, read_nats
-from gm.tables import markdown
+from gm.report.charts import k_curves, ranking
+from gm.report.content import origin
+from gm.results import read_nats
+from gm.rows import check_row
+from gm.tables import make_tables, markdown
 
 pytestmark = pytest.mark.case(20)
 QUICK = settings(max_examples=300, deadline=None)
@@ -191,19 +194,39 @@ ROW = {
 }
 
 
-@given(st.sampled_from(sorted(ROW)), JSON)
+KNOWN = sorted(ROW) + [
+    *("checkpoint", "commit", "device", "precision", "preprocessing", "init_from"),
+    *("seed", "step", "examples_seen", "train_seconds", "train_flops", "settings"),
+    *("training", "versions", "interval_nats", "samples", "k_curve", "augmentation"),
+]
+NEAR = [  # of the right type, and yet none
+    *([], {}, [{}], [1], {"a": 1}, {"low": 1.0}, {"legal": 1.0}, [{"k": 1}], [0], -1),
+    {**dict.fromkeys(("count", "distinct", "distinct_true"), 1), "legal": 0.5}
+    | {"uniformity_p": None, "facts": {"cubies": "x"}},
+]
+
+
+@given(st.sampled_from(KNOWN), JSON | st.sampled_from(NEAR))
 @QUICK
-def test_any_row_is_read_or_refused_in_one_line(name, value):
-    told = refusal(lambda: _check_row(ROW | {name: value}, Path("row.json")))
+def test_any_row_is_ranked_or_refused_in_one_line(name, value):
+    row = ROW | {"dataset": "pocket_cube", "entropy_floor_nats": 1.0, name: value}
+    told = refusal(lambda: check_row(row, Path("row.json")))
     assert told.isprintable()
     assert told or not isinstance(value, str) or value.isprintable()
+    if not told:
+        row = {"augmentation": "none", "run": "a", "file": "a/results/x.json"} | row
+        [table] = make_tables([row])
+        for make in (ranking, k_curves):
+            make(table, "s0")
+        assert origin(row).title == "a"
+        assert markdown(table.header, table.lines)
 
 
 def test_names_are_no_escapes_and_no_markup(tmp_path):
     with pytest.raises(InputError, match="model is"):
-        _check_row(ROW | {"model": "\x1b[2Jx"}, Path("row.json"))
+        check_row(ROW | {"model": "\x1b[2Jx"}, Path("row.json"))
     with pytest.raises(InputError, match="settings is"):
-        _check_row(ROW | {"settings": {"a": ["\r"]}}, Path("row.json"))
+        check_row(ROW | {"settings": {"a": ["\r"]}}, Path("row.json"))
     text = markdown(["a|b"], [["<script>x</script>"], ["<= 3"]])
     assert "<script" not in text
     assert "</" not in text

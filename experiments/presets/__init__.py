@@ -38,10 +38,15 @@ for _name, _values in PRESETS.items():
 
 
 def find(name: str) -> dict[str, Any]:
-    """Returns a preset; InputError lists the names."""
+    """Returns a preset; InputError lists those of its data set, or the data sets."""
     if name not in PRESETS:
+        dataset = name.rpartition("/")[0]
+        of = {p: p.rpartition("/")[0] for p in PRESETS}
+        same = [p for p, own in of.items() if own == dataset]
+        valid = ", ".join(
+            same or [f"{own}/MODEL" for own in dict.fromkeys(of.values())]
+        )
         raise InputError(
-            f"--preset={name}: unknown{did_you_mean(name, PRESETS)} "
-            f"(one of {', '.join(PRESETS)})"
+            f"--preset={name}: unknown{did_you_mean(name, PRESETS)} (one of {valid})"
         )
     return PRESETS[name]

@@ -51,9 +51,9 @@ def codec_class(model: LikelihoodModel) -> Any:
                 )
             return codec
     raise InputError(
-        f"{type(model).__name__} cannot be a codec: that takes cached steps (models of "
-        "the autoregressive family), a posterior and a decoder (vae), or layers that are "
-        "coded entry by entry (realnvp, idf)"
+        f"{type(model).__name__} cannot be a codec: that takes cached steps (most models "
+        "of the autoregressive family), a posterior and a decoder (vae), or layers that "
+        "are coded entry by entry (realnvp, idf)"
     )
 
 

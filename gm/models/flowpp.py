@@ -17,7 +17,7 @@ A vector is an image of one column, whose couplings keep every other symbol.
 
 Deviations from the paper: masks in place of halves that are cut out, so the same network
 sees all positions; noise is logistic, moved by affine couplings (gm/nn/dequantization.py);
-the logit of the data leaves no margin; actnorm starts at
+the logit of the data leaves a margin of 1e-6 alone; actnorm starts at
 one, not from a batch; log s and a are bounded by a scaled tanh; the attention is that of a
 pre-norm transformer; the logistics of a position start alike but for random weights.
 """

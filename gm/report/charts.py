@@ -89,7 +89,7 @@ def ranking(table: Table, place: str) -> Chart:
     for i, found in enumerate(table.found):
         first, look = found.rows[0], style_of(i)
         value = in_unit(row, found.nats)
-        error = 2 * in_unit(row, first["standard_error_nats"] or 0.0)
+        error = 2 * in_unit(row, found.standard_error)
         bound = "" if first["estimate"] == "exact" else "≤ "
         shared: dict[str, Any] = dict(legendgroup=str(i), name=plain(found.label))
         sides = first.get("interval_nats")

@@ -144,17 +144,17 @@ def _map(row: Row) -> np.ndarray | None:
     return values
 
 
-def _config(row: Row) -> RunConfig | None:
-    path = Path(row["run"]) / "config.json"
-    return RunConfig.from_json(read_json(path)) if path.exists() else None
-
-
 def origin(row: Row) -> Origin:
     """The provenance of a row that was read."""
-    config = _config(row)
+    file = Path(row["run"]) / "config.json"
     commands = []
-    if config is not None:
-        commands.append(train_command(config, row["run"]))
+    if file.exists():
+        values = read_json(file)
+        config = RunConfig.from_json(values, file)
+        # An exported run was trained elsewhere.
+        commands.append(
+            train_command(config, str(values.get("trained_in", row["run"])))
+        )
         if "evaluation_seed" in row:
             commands.append(evaluate_command(row, config))
     named = {
@@ -165,7 +165,7 @@ def origin(row: Row) -> Origin:
         "device": row.get("device"),
         "precision": row.get("precision"),
         "split sha256": row["split_sha256"],
-        "preprocessing": row["preprocessing"],
+        "preprocessing": row.get("preprocessing"),
         "versions": ", ".join(f"{k} {v}" for k, v in row.get("versions", {}).items()),
         "row": row["file"],
     }
@@ -207,7 +207,7 @@ def unfinished(paths: Sequence[str]) -> list[list[str]]:
             run = file.parent
             if any((run / "results").glob("*.json")):
                 continue
-            config = RunConfig.from_json(read_json(file))
+            config = RunConfig.from_json(read_json(file), file)
             rows = read_metrics(run / "metrics.jsonl")
             step = rows[-1]["step"] if rows else 0
             valid = [r["valid/bpd"] for r in rows if r.get("valid/bpd")]
