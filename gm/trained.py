@@ -134,7 +134,7 @@ def load(
     strange += [] if config.precision in ("float32", "bfloat16") else ["precision"]
     if strange:
         told = ", ".join(strange)
-        raise InputError(f"{file}: not that of a run ({told})")
+        raise InputError(f"{file}: not that of a run ({told}), or of another gm")
     model = rebuild_model(config, data)
     like = param_shapes(model)
     if run.weights.exists():

@@ -298,6 +298,7 @@ def test_watch_that_found_nothing_leaves_a_page_that_stays(tmp_path):
         process.kill()
     assert process.returncode == 0, err
     assert f"{root}: nothing there yet" in err
+    assert "No run was found yet" in Reader(path).text
     assert 'http-equiv="refresh"' not in path.read_text()
 
 

@@ -15,7 +15,7 @@ from gm.report import charts
 from gm.report.charts import Chart
 from gm.report.style import Style, style_of
 from gm.results import Contender, Row, unit_name
-from gm.rundir import read_json
+from gm.rundir import RunDirectory, read_json
 from gm.tables import Table, nats_text, value_text
 from gm.writer import read_metrics
 
@@ -213,6 +213,8 @@ def unfinished(paths: Sequence[str]) -> list[list[str]]:
             valid = [r["valid/bpd"] for r in rows if r.get("valid/bpd")]
             told = f"{valid[-1]:.4f}" if valid else ""
             steps = f"{step:,} of {config.train.num_steps:,}"
+            if RunDirectory(run).weights.exists():  # exported, without its metrics
+                steps = "exported"
             lines.append([str(run), config.model, config.dataset, steps, told])
     return lines
 
