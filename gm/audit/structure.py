@@ -121,9 +121,10 @@ def condition(subject: Subject) -> Iterator[Measured]:
         subject.log_prob(x, jnp.roll(cond, c, axis=0), KEY)[0] for c in range(count)
     ]
     spread = float(np.ptp(log_px))
-    hint = "a model of p(x) alone says takes_cond = False"
-    what = f"log P moves by {spread:.1e} with the condition ({hint}); unmoved"
-    yield Measured(what, float(spread < 1e-6), 0)
+    unmoved = spread < 1e-6
+    hint = " (a model of p(x) alone says takes_cond = False)" if unmoved else ""
+    what = f"log P moves by {spread:.1e} with the condition{hint}; unmoved"
+    yield Measured(what, float(unmoved), 0)
     if subject.has("conditionals"):
         first = subject.call("conditionals", x.reshape(count, -1), cond)[:, 0]
         moved = float(np.ptp(first, axis=0).max())
