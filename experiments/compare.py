@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launcher
-from gm.errors import InputError
+from gm.errors import InputError, check_whole
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -230,8 +230,7 @@ def main(argv: list[str]) -> int:
     """Reads rows below the given paths and shows them."""
     if len(argv) < 2:
         raise InputError("give one or more run directories, or directories of them")
-    if FLAGS.refresh_seconds < 1:
-        raise InputError(f"--refresh_seconds={FLAGS.refresh_seconds}: give 1 or more")
+    check_whole(1, refresh_seconds=FLAGS.refresh_seconds)
     if FLAGS.html and Path(FLAGS.html).is_dir():
         name = str(Path(FLAGS.html) / "report.html")
         raise InputError(f"--html={FLAGS.html}: a folder; give a file, such as {name}")

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher
-from gm.errors import InputError
+from gm.errors import InputError, check_whole
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a trained run")
@@ -205,10 +205,9 @@ def main(argv: list[str]) -> None:
         _refuse_same("output", "archive")
     elif FLAGS.input:
         _refuse_same("archive", "input")
-    if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
-        raise InputError(f"--batch_size={FLAGS.batch_size}: give 1 or more")
-    if FLAGS.seed < 0:
-        raise InputError(f"--seed={FLAGS.seed}: give 0 or more")
+    if FLAGS.batch_size is not None:
+        check_whole(1, batch_size=FLAGS.batch_size)
+    check_whole(0, seed=FLAGS.seed)
     target = FLAGS.output if FLAGS.decompress else FLAGS.archive
     if os.path.isdir(target):
         raise InputError(f"{target}: is a folder; give the name of a file")

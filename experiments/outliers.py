@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher, outcome
-from gm.errors import InputError
+from gm.errors import InputError, check_whole
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("inlier", None, "directory of the run whose data are no outliers")
@@ -249,12 +249,10 @@ def main(argv: list[str]) -> None:
     launcher.refuse_arguments(argv)
     if not FLAGS.inlier:
         raise InputError("--inlier is required: the directory of a trained run")
-    for name in ("num_examples", "group_size", "num_importance_samples"):
-        least, value = 2 if name == "num_examples" else 1, getattr(FLAGS, name)
-        if value < least:
-            raise InputError(f"--{name}={value}: give {least} or more")
-    if FLAGS.seed < 0:
-        raise InputError(f"--seed={FLAGS.seed}: give 0 or more")
+    check_whole(2, num_examples=FLAGS.num_examples)
+    for name in ("group_size", "num_importance_samples"):
+        check_whole(1, **{name: getattr(FLAGS, name)})
+    check_whole(0, seed=FLAGS.seed)
     if "typicality_group" in FLAGS.scores and FLAGS.group_size > FLAGS.num_examples:
         raise InputError(
             f"--group_size={FLAGS.group_size}: typicality_group needs as many examples; "

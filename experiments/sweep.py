@@ -28,7 +28,7 @@ from absl import flags
 
 from experiments import launcher
 from experiments.cell import Cell, cell_name, find_cells, printable
-from gm.errors import InputError, did_you_mean
+from gm.errors import InputError, check_whole, did_you_mean
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
@@ -285,8 +285,7 @@ def main(argv: list[str]) -> int:
 
         states = status.watch(find_cells(Path(FLAGS.workdir)))
         return 1 if any(state.word == "failed" for state in states) else 0
-    if FLAGS.jobs < 1:
-        raise InputError(f"--jobs={FLAGS.jobs}: give 1 or more")
+    check_whole(1, jobs=FLAGS.jobs)
     if FLAGS.slurm and FLAGS.launcher != "slurm":
         raise InputError(f"--slurm={FLAGS.slurm[0]}: give --launcher=slurm too")
     launcher.train_config()

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launcher, outcome
-from gm.errors import InputError, check_seed
+from gm.errors import InputError, check_seed, check_whole
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of a run on translate:TASK:NAME")
@@ -39,11 +39,10 @@ flags.adopt_module_key_flags(launcher)
 def _check_flags() -> None:
     if not FLAGS.workdir:
         raise InputError("--workdir is required: the directory of a trained run")
-    for name in ("num_examples", "num_outputs"):
-        if getattr(FLAGS, name) < 1:
-            raise InputError(f"--{name}={getattr(FLAGS, name)}: give 1 or more")
-    if not 0 < FLAGS.temperature < float("inf"):
-        raise InputError(f"--temperature={FLAGS.temperature}: give a number above 0")
+    from gm.generate import check_outside
+
+    check_whole(1, num_examples=FLAGS.num_examples, num_outputs=FLAGS.num_outputs)
+    check_outside({"temperature": FLAGS.temperature})
     check_seed(FLAGS.seed)
     for name in ("source_run", "temperature", "num_outputs"):
         if FLAGS.unpaired and FLAGS[name].present:

@@ -14,13 +14,18 @@ def field_text(value: Any) -> str:
     return str(value)
 
 
+def set_flags(settings: dict[str, Any]) -> list[str]:
+    """The flags that give a model's fields these values."""
+    return [f"--set={name}={field_text(value)}" for name, value in settings.items()]
+
+
 def train_command(config: RunConfig, workdir: str) -> str:
     """The `train` command of a run: every flag that is not at its default."""
     defaults = RunConfig(model="", dataset="").to_json()
     words = []
     for name, value in config.to_json().items():
         if name == "settings":
-            words += [f"--set={k}={field_text(v)}" for k, v in value.items()]
+            words += set_flags(value)
         elif value is True:
             words.append(f"--{name}")
         elif value != defaults[name]:
@@ -46,7 +51,6 @@ def evaluate_command(row: dict[str, Any], config: RunConfig) -> str:
     # A row of another data set than the run's is named after it.
     if not Path(row["file"]).stem.startswith(row["split"]):
         words.append(f"--dataset={row['dataset']}")
-    for name, value in row.get("settings", {}).items():
-        if value != config.settings.get(name, value):
-            words.append(f"--set={name}={field_text(value)}")
+    own, settings = config.settings, row.get("settings", {})
+    words += set_flags({k: v for k, v in settings.items() if v != own.get(k, v)})
     return shlex.join(["python", "-m", "experiments.evaluate", *words])

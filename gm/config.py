@@ -6,7 +6,7 @@ import os
 import typing
 from typing import Any
 
-from gm.errors import InputError, check_seed
+from gm.errors import InputError, check_seed, check_whole
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -60,14 +60,12 @@ class TrainConfig:
             raise InputError(
                 f"--cond_drop_rate={self.cond_drop_rate}: give 0 <= rate < 1"
             )
-        if self.warmup_steps < 0:
-            raise InputError(f"--warmup_steps={self.warmup_steps}: give 0 or more")
+        check_whole(0, warmup_steps=self.warmup_steps)
         check_seed(self.seed)
         counts = ("num_steps", "batch_size", "accumulate", "steps_per_dispatch")
         every = ("log_every", "valid_every", "save_every")
         for name in (*counts, *every, "num_valid_examples", "valid_samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}={getattr(self, name)}: give 1 or more")
+            check_whole(1, **{name: getattr(self, name)})
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"--accumulate={self.accumulate}: does not divide "

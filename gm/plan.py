@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from gm import sharding
 from gm.collectives import Moved, count_collectives
+from gm.commands import set_flags
 from gm.config import RunConfig, TrainConfig
 from gm.errors import InputError
 from gm.flops import count_flops
@@ -107,7 +108,7 @@ def check_state(
     needed = _bytes_here(_state_shapes(model, config.train, mesh, optimizer))
     room = _room(mesh)
     if needed > room:
-        settings = [f"--set={k}={v}" for k, v in config.settings.items()]
+        settings = set_flags(config.settings)
         raise InputError(
             f"{' '.join(settings) or f'--model={config.model}'}: the parameters, their "
             f"average and moments take {needed / 1e9:,.0f} GB of a device's "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gm.checkpoint import Checkpoints, flatten, unflatten
-from gm.commands import field_text
+from gm.commands import field_text, set_flags
 from gm.config import RunConfig
 from gm.data.dataset import Dataset, Fresh, identify
 from gm.errors import InputError
@@ -225,8 +225,8 @@ def initial_params(path: str, model: LikelihoodModel) -> Any:
     try:
         return unflatten(like, flatten(found.params), f"--init_from={path}")
     except InputError as error:
-        given = [f"--set={k}={field_text(v)}" for k, v in found.config.settings.items()]
-        told = " ".join([f"--model={found.config.model}", *given])
+        own = found.config
+        told = " ".join([f"--model={own.model}", *set_flags(own.settings)])
         raise InputError(f"{error}; it was trained with {told}") from None
 
 

@@ -19,7 +19,7 @@ from gm.complete.masks import parse_mask
 from gm.complete.method import Budget, Drawn, Method
 from gm.complete.sequential import Sequential
 from gm.complete.symbols import PseudoMarginalGibbs
-from gm.errors import InputError
+from gm.errors import InputError, check_whole
 from gm.model import LikelihoodModel
 from gm.spec import Estimate
 
@@ -57,8 +57,8 @@ def method_for(model: LikelihoodModel, missing: np.ndarray, budget: Budget) -> M
     """
     for field in dataclasses.fields(budget):
         value = getattr(budget, field.name)
-        if value is not None and value < 1:
-            raise InputError(f"--{field.name}={value}: give 1 or more")
+        if value is not None:
+            check_whole(1, **{field.name: value})
     if model.estimate is Estimate.ELBO:
         raise InputError(
             f"{type(model).__name__} gives an ELBO alone, from which no method draws "
